@@ -1,0 +1,52 @@
+"""Operations on whole pytrees."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from jaxwm.types import PyTree
+
+
+def where(condition: Bool[Array, "..."], then: PyTree, otherwise: PyTree) -> PyTree:
+    """Selects leaf by leaf; `condition`'s axes are the leading axes of every leaf."""
+
+    def select(a, b):
+        shape = condition.shape + (1,) * (jnp.ndim(a) - condition.ndim)
+        return jnp.where(condition.reshape(shape), a, b)
+
+    return jax.tree.map(select, then, otherwise)
+
+
+def ema(average: PyTree, new: PyTree, decay) -> PyTree:
+    """Exponential moving average: `decay * average + (1 - decay) * new`, per leaf."""
+    return jax.tree.map(lambda a, n: a + (1 - decay) * (n - a), average, new)
+
+
+def stack(trees: list[PyTree]) -> PyTree:
+    """Stacks equal trees on a new leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def swap_leading(tree: PyTree) -> PyTree:
+    """Swaps the first two axes of every leaf: `[T, B, ...]` to `[B, T, ...]`."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
+
+
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Whether every floating-point entry of every leaf is finite."""
+    checks = [
+        jnp.all(jnp.isfinite(leaf))
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    ]
+    return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)
+
+
+def num_bytes(tree: PyTree) -> int:
+    """Bytes of all leaves; shapes are enough (`jax.eval_shape` output works)."""
+    return sum(
+        leaf.size * jax.dtypes.canonicalize_dtype(leaf.dtype).itemsize
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else leaf.size * 8
+        for leaf in jax.tree.leaves(tree)
+    )
