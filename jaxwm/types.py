@@ -183,6 +183,7 @@ class ModelSpec(NamedTuple):
     abilities: frozenset[str]
     # rows a training window must have
     window: int
+    name: str = "world model"  # for messages
 
 
 class ModelState(NamedTuple):
@@ -220,6 +221,8 @@ class WorldModel(NamedTuple):
     imagine: (key, state, memory, actor, horizon) -> Rollout. `actor` is a Policy or
              actions [H, A]; `horizon` is a Python int: shorter than the model's own is
              cut, longer is chained and marked in `info["chained"]`.
+    tune:    (state, rollouts [B, H, ...]) -> state; takes in what its own imagined
+             rollouts show (the guidance scale that keeps actions on-policy)
     """
 
     spec: ModelSpec
@@ -232,6 +235,7 @@ class WorldModel(NamedTuple):
     feature: Callable
     decode: Callable | None
     imagine: Callable
+    tune: Callable = lambda state, rollouts: state
 
 
 class Agent(NamedTuple):
@@ -239,11 +243,15 @@ class Agent(NamedTuple):
 
     init:  (key) -> state
     adapt: (state, transitions [B, ...]) -> state, once per newly collected step
-    step:  (key, state, sample) -> (state, metrics), one round of improvement;
-           `sample(key, batch_size) -> Trajectory [B, T, ...]` draws from the replay
+    step:  (key, state, sample, extra_fits) -> (state, metrics), one round: fit,
+           imagine, improve. `sample(key, batch_size) -> Trajectory [B, T, ...]` draws
+           from the replay; `extra_fits` (may be traced) more updates of the world
+           model come first
     begin: (state) -> memory, before the first observation of an episode
     act:   (key, state, memory, obs, is_first, explore) -> (action, memory);
            `explore` False gives the deterministic action
+    policy: (state) -> Policy on the world model's features, raw; None where the agent
+           has no such thing
     """
 
     init: Callable
@@ -251,6 +259,7 @@ class Agent(NamedTuple):
     step: Callable
     begin: Callable
     act: Callable
+    policy: Callable | None = None
 
 
 class Learner(NamedTuple):
@@ -274,7 +283,7 @@ class Predictor(NamedTuple):
 
 
 class Planner(NamedTuple):
-    """A planner: `init(key) -> state`, `plan(key, state, start) -> (actions, state)`."""
+    """`init(key) -> state`, `plan(key, state, start) -> (actions, state)`."""
 
     init: Callable
     plan: Callable

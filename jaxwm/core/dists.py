@@ -16,7 +16,7 @@ _LOG_2PI = math.log(2 * math.pi)
 
 
 class Normal(NamedTuple):
-    """Diagonal Gaussian, not squashed; environments clip its samples to their bounds."""
+    """Diagonal Gaussian, not squashed; environments clip its samples."""
 
     mean: Float[Array, " A"]
     stddev: Float[Array, " A"]
@@ -58,7 +58,7 @@ class TanhNormal(NamedTuple):
         return jnp.tanh(self.loc + self.scale * noise)
 
     def log_prob(self, action: Float[Array, " A"]) -> Float[Array, ""]:
-        """Log density; actions are kept 1e-6 away from the bounds, where it diverges."""
+        """Log density; actions are kept 1e-6 off the bounds, where it diverges."""
         squashed = jnp.clip(action, -1 + 1e-6, 1 - 1e-6)
         gaussian = Normal(self.loc, self.scale).log_prob(jnp.arctanh(squashed))
         return gaussian - jnp.sum(jnp.log1p(-(squashed**2)), -1)

@@ -1,4 +1,4 @@
-"""One place for gradient steps: clipping belongs to the optimiser, status to metrics."""
+"""Gradient steps: clipping belongs to the optimiser, status to the metrics."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ def init_state(
     optimiser: optax.GradientTransformation, params: Params, buffers: PyTree = ()
 ) -> ModelState:
     """A model's state before the first update."""
-    return ModelState(params, buffers, optimiser.init(params))
+    return tree.strong(ModelState(params, buffers, optimiser.init(params)))
 
 
 def gradient_step(
@@ -78,7 +78,9 @@ def fit(
     Args:
         loss: `(key, state, window) -> (scalar, (buffers, metrics))`.
         optimiser: moves `state.params`.
-        ema: decay of `buffers["ema"]`, a copy of the params; None keeps no copy.
+        ema: decay of `buffers["ema"]`, a copy of the params; None keeps no copy. Where
+            the buffers count `updates` (int32), the n-th decay is at most
+            (1 + n) / (10 + n), so that young averages forget their random start.
 
     Returns:
         `fit(key, state, windows [B, T, ...]) -> (state, metrics)`: one update on the
@@ -101,10 +103,13 @@ def fit(
 
         new_state, metrics = gradient_step(mean_loss, optimiser, state, has_aux=True)
         if ema is not None:
-            average = tree.ema(new_state.buffers["ema"], new_state.params, ema)
-            new_state = new_state._replace(
-                buffers={**new_state.buffers, "ema": average}
-            )
+            buffers, decay = dict(new_state.buffers), ema
+            if "updates" in buffers:
+                buffers["updates"] += 1
+                warm_up = (1 + buffers["updates"]) / (10 + buffers["updates"])
+                decay = jnp.minimum(ema, warm_up)
+            buffers["ema"] = tree.ema(buffers["ema"], new_state.params, decay)
+            new_state = new_state._replace(buffers=buffers)
         return new_state, metrics
 
     return update

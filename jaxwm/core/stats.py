@@ -59,7 +59,7 @@ def update_moments(
 
 
 def scale(state: Moments) -> Float[Array, " D"]:
-    """What rows are divided by: the standard deviation, at least `floor`; 1 if unseen."""
+    """Divisor of rows: the standard deviation, at least `floor`; 1 if unseen."""
     deviation = jnp.sqrt(state.m2 / jnp.maximum(state.count, 1.0))
     deviation = jnp.maximum(deviation, state.floor)
     return jnp.where(state.count > 0, deviation, 1.0)
@@ -116,7 +116,8 @@ def bootstrap_interval(
     index = rng.integers(0, x.shape[0], (resamples, x.shape[0]))
     values = statistic(x[index], 1)
     tail = (1 - level) / 2
-    return np.quantile(values, tail, axis=0), np.quantile(values, 1 - tail, axis=0)
+    low, high = np.quantile(values, (tail, 1 - tail), axis=0)
+    return np.asarray(low), np.asarray(high)
 
 
 def mean_metrics(metrics: dict[str, Array]) -> dict[str, Array]:

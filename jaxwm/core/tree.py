@@ -42,6 +42,15 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
     return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)
 
 
+def strong(tree: PyTree) -> PyTree:
+    """Drops weak types, so that a state has one type before and after a step.
+
+    Weakly typed leaves come from Python numbers; a step that returns them strongly
+    typed would be compiled a second time.
+    """
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), tree)
+
+
 def num_bytes(tree: PyTree) -> int:
     """Bytes of all leaves; shapes are enough (`jax.eval_shape` output works)."""
     return sum(

@@ -1,0 +1,47 @@
+"""Questions asked of a world model while tracing, so that a mismatch says who and what.
+
+Source of the list: `ModelSpec.abilities`.
+"""
+
+from jaxwm.types import WorldModel
+
+ABILITIES = {
+    "reward": "imagines rewards",
+    "discount": "imagines terminations",
+    "policy": "imagines under a policy",
+    "actions": "imagines under given actions",
+    "gradient": "its rollouts can be differentiated by actions and start",
+    "decode": "its rollouts hold observations",
+    "graph": 'returns the graph it used, info["graph"]',
+    "log_prob": 'returns log-densities of its draws in raw units, info["log_prob"]',
+    "stochastic": "draws from a distribution over futures, also for given actions",
+}
+
+
+def require(model: WorldModel, *abilities: str, who: str) -> None:
+    """Raises unless the model has every ability named.
+
+    Args:
+        model: any world model.
+        *abilities: keys of `ABILITIES`.
+        who: asks, e.g. "imagination agent"; named in the message.
+
+    Raises:
+        ValueError: naming who needs what and which model lacks it; also for an ability
+            that does not exist.
+    """
+    unknown = [ability for ability in abilities if ability not in ABILITIES]
+    if unknown:
+        raise ValueError(
+            f"abilities must be among {', '.join(ABILITIES)}, got "
+            f"{', '.join(unknown)}; {who} asks for something no model declares."
+        )
+    missing = [ability for ability in abilities if ability not in model.spec.abilities]
+    if missing:
+        lacks = "; ".join(f"{name} ({ABILITIES[name]})" for name in missing)
+        has = ", ".join(sorted(model.spec.abilities)) or "nothing"
+        raise ValueError(
+            f"{who} needs {', '.join(missing)}, which the {model.spec.name} lacks: "
+            f"{lacks}. It has {has}; choose another world model"
+            + (" or add a known one by with_reward." if "reward" in missing else ".")
+        )
