@@ -1,0 +1,29 @@
+"""Networks: flax.linen modules for ONE example; `jax.vmap` adds the batch.
+
+`MLP`; `ResidualDenoiser` and `TransformerDenoiser` (whole trajectories of rows and
+actions at a noise level); `Transformer` (causal body with optional key-value cache);
+`Actor` and `Critic` heads. Time features: `FourierTime` for log-sigma, `RandomTime`
+for the raw index of a level.
+"""
+
+from jaxwm.nn.denoiser import FourierTime, RandomTime, ResidualDenoiser, TimeEmbedding
+from jaxwm.nn.heads import Actor, Critic, GaussianHead, colour, whiten
+from jaxwm.nn.mlp import MLP
+from jaxwm.nn.transformer import Cache, Transformer, TransformerDenoiser, empty_cache
+
+__all__ = [
+    "MLP",
+    "Actor",
+    "Cache",
+    "Critic",
+    "FourierTime",
+    "GaussianHead",
+    "RandomTime",
+    "ResidualDenoiser",
+    "TimeEmbedding",
+    "Transformer",
+    "TransformerDenoiser",
+    "colour",
+    "empty_cache",
+    "whiten",
+]

@@ -1,0 +1,46 @@
+"""Multi-layer perceptron."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+
+def activation_function(activation: str | Callable) -> Callable:
+    """The function itself, or the one of that name in `jax.nn`.
+
+    Raises:
+        ValueError: if `jax.nn` has no such function.
+    """
+    if callable(activation):
+        return activation
+    if not hasattr(jax.nn, activation):
+        raise ValueError(
+            f"activation must be a function or a name in jax.nn, got {activation!r}; "
+            'for example "tanh", "relu", "elu", "silu".'
+        )
+    return getattr(jax.nn, activation)
+
+
+class MLP(nn.Module):
+    """Dense layers with an activation behind all but the last.
+
+    `layer_norm` normalises (epsilon 1e-3) between each hidden layer and its activation.
+    """
+
+    sizes: tuple[int, ...]  # of the layers, the last one is the output
+    activation: str | Callable = "relu"
+    layer_norm: bool = False
+    last_init: Callable = nn.initializers.lecun_normal()  # of the output's weights
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        """Maps the last axis; axes in front are carried along."""
+        activation = activation_function(self.activation)
+        for size in self.sizes[:-1]:
+            x = nn.Dense(size)(x)
+            if self.layer_norm:
+                x = nn.LayerNorm(epsilon=1e-3)(x)
+            x = activation(x)
+        return nn.Dense(self.sizes[-1], kernel_init=self.last_init)(x)

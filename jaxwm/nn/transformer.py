@@ -1,0 +1,181 @@
+"""Causal transformer over one sequence, and the trajectory denoiser made of it.
+
+Source: pre-norm GPT-2 blocks (Radford et al., 2019) with the initialisation and the
+token plan of the transformer denoiser of Rigter et al., TMLR 2024. As there, no layer
+norm stands before the output head.
+Shapes: T tokens, E embedding, N heads, C cached positions, D channels, A action size.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxwm.nn.denoiser import TimeEmbedding
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens read so far, for one block."""
+
+    keys: Float[Array, "C N K"]
+    values: Float[Array, "C N K"]
+    length: Int[Array, ""]  # tokens stored; the next one goes to this place
+
+
+def empty_cache(size: int, num_heads: int, embed: int, num_blocks: int) -> list[Cache]:
+    """One cache of nothing per block, for `size` tokens."""
+    zeros = jnp.zeros((size, num_heads, embed // num_heads))
+    return [Cache(zeros, zeros, jnp.zeros((), jnp.int32)) for _ in range(num_blocks)]
+
+
+def softmax_attention(
+    query: Float[Array, "T N K"],
+    key: Float[Array, "C N K"],
+    value: Float[Array, "C N K"],
+    mask: Bool[Array, "T C"],
+) -> tuple[Float[Array, "T N K"], Float[Array, "N T C"]]:
+    """Scaled dot-product attention; returns its output and its weights.
+
+    A query whose mask is empty attends to everything equally rather than giving NaN.
+    """
+    scores = jnp.einsum("tnk,cnk->ntc", query, key) / math.sqrt(query.shape[-1])
+    weights = jax.nn.softmax(jnp.where(mask, scores, -1e9))
+    return jnp.einsum("ntc,cnk->tnk", weights, value), weights
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with replaceable `attend`."""
+
+    num_heads: int
+    num_blocks: int  # of the whole network: scales the residual initialisation
+    attend: Callable = softmax_attention
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "T E"],
+        mask: Bool[Array, "T C"],
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "T E"], Cache | None, Array]:
+        """Output, the cache with these tokens appended, and what `attend` returned."""
+        num_tokens, embed = x.shape
+        if embed % self.num_heads:
+            raise ValueError(
+                f"num_heads must divide the embedding size {embed}, got "
+                f"{self.num_heads}."
+            )
+        normal = nn.initializers.normal(0.02)
+        qkv = nn.Dense(3 * embed, kernel_init=normal, name="qkv")(x)
+        query, key, value = (
+            y.reshape(num_tokens, self.num_heads, -1) for y in jnp.split(qkv, 3, -1)
+        )
+        if cache is not None:
+            at = (cache.length, 0, 0)
+            key = jax.lax.dynamic_update_slice(cache.keys, key, at)
+            value = jax.lax.dynamic_update_slice(cache.values, value, at)
+            cache = Cache(key, value, cache.length + num_tokens)
+        out, weights = self.attend(query, key, value, mask)
+        residual = nn.initializers.normal(0.02 / math.sqrt(2 * self.num_blocks))
+        out = nn.Dense(embed, kernel_init=residual, name="out")(
+            out.reshape(num_tokens, embed)
+        )
+        return out, cache, weights
+
+
+class Transformer(nn.Module):
+    """Pre-norm causal blocks over embedded tokens.
+
+    Give `cache` (from `empty_cache`) to read a sequence in pieces; the tokens of one
+    call then follow those stored. The caller keeps count: at most C tokens fit.
+    """
+
+    num_blocks: int = 6
+    num_heads: int = 4
+    attend: Callable = softmax_attention
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "T E"],
+        cache: list[Cache] | None = None,
+        mask: Bool[Array, "T C"] | None = None,
+    ) -> tuple[Float[Array, "T E"], list[Cache] | None, list[Array]]:
+        """Outputs, caches, and per block what `attend` returned (attention weights).
+
+        Args:
+            x: embedded tokens.
+            cache: one per block, or None for a whole sequence at once.
+            mask: who may be attended to, beside causality.
+        """
+        num_tokens, embed = x.shape
+        first, size = (0, num_tokens) if cache is None else (None, None)
+        if cache is not None:
+            first, size = cache[0].length, cache[0].keys.shape[0]
+        causal = jnp.arange(size) <= first + jnp.arange(num_tokens)[:, None]
+        mask = causal if mask is None else causal & mask
+        normal = nn.initializers.normal(0.02)
+        residual = nn.initializers.normal(0.02 / math.sqrt(2 * self.num_blocks))
+        caches, attention = [], []
+        for i in range(self.num_blocks):
+            inner = nn.LayerNorm(epsilon=1e-5, name=f"norm_attend_{i}")(x)
+            out, new_cache, weights = SelfAttention(
+                self.num_heads, self.num_blocks, self.attend, name=f"attend_{i}"
+            )(inner, mask, None if cache is None else cache[i])
+            x = x + out
+            inner = nn.LayerNorm(epsilon=1e-5, name=f"norm_mlp_{i}")(x)
+            inner = nn.Dense(4 * embed, kernel_init=normal, name=f"up_{i}")(inner)
+            inner = nn.gelu(inner, approximate=False)
+            x = x + nn.Dense(embed, kernel_init=residual, name=f"down_{i}")(inner)
+            caches.append(new_cache)
+            attention.append(weights)
+        return x, None if cache is None else caches, attention
+
+
+class SinusoidalTime(nn.Module):
+    """`[sin(t f), cos(t f)]` with f from 1 down to 1/10000, `num` features in all."""
+
+    num: int
+
+    @nn.compact
+    def __call__(self, time: Float[Array, ""]) -> Float[Array, " K"]:
+        """Features of one scalar."""
+        half = self.num // 2
+        rate = jnp.exp(-math.log(10000) / (half - 1) * jnp.arange(half))
+        return jnp.concatenate([jnp.sin(time * rate), jnp.cos(time * rate)])
+
+
+class TransformerDenoiser(nn.Module):
+    """One token per step of a noisy trajectory: (row, action), causal over steps.
+
+    Call it without `time` for a next-step regressor.
+    """
+
+    embed: int = 312
+    num_blocks: int = 6
+    num_heads: int = 4
+    time_features: nn.Module | None = None  # None: sinusoids of the raw level index
+    max_length: int | None = None  # positions to learn; None: T of the first call
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "T D"],
+        action: Float[Array, "T A"],
+        time: Float[Array, ""] | None = None,
+    ) -> Float[Array, "T D"]:
+        """Predicts for each step; step t reads steps up to t."""
+        normal = nn.initializers.normal(0.02)
+        tokens = jnp.concatenate([x, action], -1)
+        h = nn.Dense(self.embed, kernel_init=normal, name="token")(tokens)
+        length = self.max_length or x.shape[0]
+        position = self.param("position", normal, (length, self.embed))
+        h = h + position[: x.shape[0]]
+        if time is not None:
+            features = self.time_features or SinusoidalTime(self.embed)
+            h = h + TimeEmbedding(self.embed, features, name="time")(time)
+        h, _, _ = Transformer(self.num_blocks, self.num_heads, name="body")(h)
+        return nn.Dense(x.shape[-1], kernel_init=normal, name="leave")(h)
