@@ -1,0 +1,1 @@
+"""One flat file per system; each exports `Config`, a builder and `experiment`."""
