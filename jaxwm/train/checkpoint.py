@@ -1,0 +1,324 @@
+"""Checkpoints: pytrees of arrays that are whole on disk, or not there at all.
+
+    directory/latest                       newest step, for people and scripts
+    directory/checkpoints/<step>/state/    the arrays, written by orbax
+    directory/checkpoints/<step>/manifest.json   digests; written last (manifest.py)
+
+A step is written into a temporary directory, flushed, given its manifest and renamed.
+Loading takes the newest step that verifies, byte for byte and array for array.
+"""
+
+import pathlib
+import warnings
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxwm.train import durable, manifest
+from jaxwm.train.errors import CheckpointError, TemplateError
+from jaxwm.types import PyTree
+
+FOLDER = "checkpoints"
+LATEST = "latest"
+_TRIM_BYTES = 1 << 16  # smaller arrays are stored whole
+
+
+def save(
+    directory: str | pathlib.Path,
+    step: int,
+    state: PyTree,
+    *,
+    config: dict[str, Any],
+    keep: int = 2,
+) -> pathlib.Path:
+    """Writes one checkpoint and deletes all but the newest `keep`.
+
+    Zeros at the far end of every axis of a large array are not stored, so a replay
+    that is mostly unwritten costs what was written. Empty arrays are only listed.
+
+    Args:
+        directory: of the run; made if missing.
+        step: names the checkpoint; each step is written once.
+        state: pytree of arrays. Random keys do not belong in it: fold them from the
+            seed and the step.
+        config: plain JSON, returned by `restore`.
+        keep: how many checkpoints stay, at least 1.
+
+    Returns:
+        The checkpoint's directory.
+
+    Raises:
+        CheckpointError: where it cannot be written (full or read-only disk); earlier
+            checkpoints are untouched.
+        ValueError: for leaves that are not arrays, typed keys, or a saved `step`.
+    """
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1 checkpoint, got {keep}.")
+    directory = pathlib.Path(directory)
+    arrays = _host_arrays(state)
+    if not any(array.size for array in arrays.values()):
+        raise ValueError("a state without a single number cannot be saved.")
+    folder = directory / FOLDER
+    final = folder / str(int(step))
+    if final.exists() and _problem(final) is None:
+        raise ValueError(f"step {step} is already saved in {final}; steps are final.")
+    temporary = folder / f"{durable.PREFIX}{final.name}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        durable.sweep(folder)
+        _write(temporary, arrays, {"step": int(step), "config": config})
+        if final.exists():  # broken: nothing can be read from it
+            durable.remove_tree(final)
+        temporary.rename(final)
+        durable.sync(folder)
+        durable.write_text(directory / LATEST, f"{FOLDER}/{final.name}\n")
+        _retire(folder, final, keep)
+    except Exception as error:
+        # Whatever orbax raises for a failed write (it has no class of its own).
+        try:
+            durable.sweep(folder)
+        except OSError as left:
+            warnings.warn(f"{folder} could not be tidied: {left}", stacklevel=2)
+        good = [old for old in steps(directory) if _problem(folder / str(old)) is None]
+        last = f"the last good one is step {good[-1]}" if good else "there is none yet"
+        raise CheckpointError(
+            f"checkpoint of step {step} could not be written to {folder}: "
+            f"{_first_line(error)}; {last}."
+        ) from error
+    return final
+
+
+def restore(
+    directory: str | pathlib.Path,
+    template: PyTree,
+    *,
+    step: int | None = None,
+    below: str = "",
+) -> tuple[int, PyTree, dict[str, Any]]:
+    """Reads the newest checkpoint that verifies, or the given `step`.
+
+    Args:
+        directory: of the run.
+        template: state of the same structure, shapes and dtypes; its values are not
+            used, so `jax.eval_shape` of the function that makes a state is enough.
+        step: a particular checkpoint instead of the newest.
+        below: path of a part, e.g. "learner/params": `template` is then of that part
+            alone. Everything is verified all the same.
+
+    Returns:
+        `(step, state, config)`; the state's leaves are numpy arrays.
+
+    Raises:
+        CheckpointError: where none verifies, listing what is wrong with each.
+        TemplateError: where a sound checkpoint holds another tree, naming the paths.
+    """
+    directory = pathlib.Path(directory)
+    names = steps(directory) if step is None else [step]
+    wrong = []
+    for name in reversed(names):
+        root = directory / FOLDER / str(name)
+        try:
+            body = manifest.read(root)
+            manifest.check_files(root, body)
+            state = _read(root, body, template, below)
+        except CheckpointError as error:
+            wrong.append(f"step {name}: {error}")
+            continue
+        if wrong:
+            warnings.warn(
+                f"{directory}: fell back to step {name}; " + "; ".join(wrong),
+                stacklevel=2,
+            )
+        return name, state, body["config"]
+    listed = "".join(f"\n  {line}" for line in wrong) or " none was saved"
+    raise CheckpointError(f"no readable checkpoint in {directory / FOLDER}:{listed}")
+
+
+def steps(directory: str | pathlib.Path) -> list[int]:
+    """Steps with a directory, ascending by number (not by date); not yet verified."""
+    folder = pathlib.Path(directory) / FOLDER
+    paths = folder.iterdir() if folder.is_dir() else ()
+    names = {path.name for path in paths if path.is_dir()}
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+
+def tidy(directory: str | pathlib.Path) -> list[str]:
+    """Deletes unfinished files and sets aside broken steps as `<step>.broken`.
+
+    For the owner of the run's lock, before it goes on. Returns what was done, one
+    line each.
+    """
+    directory = pathlib.Path(directory)
+    folder = directory / FOLDER
+    done = [f"deleted unfinished {name}" for name in durable.sweep(folder)]
+    done += [f"deleted unfinished {name}" for name in durable.sweep(directory)]
+    for step in steps(directory):
+        path = folder / str(step)
+        if problem := _problem(path, deep=True):
+            aside = path.with_name(f"{step}.broken")
+            if aside.exists():
+                durable.remove_tree(aside)
+            path.rename(aside)
+            done.append(f"set aside step {step} as {aside.name}: {problem}")
+    return done
+
+
+def _host_arrays(state: PyTree) -> dict[str, np.ndarray]:
+    """Leaves by path, on the host."""
+    arrays = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        name = _name(path)
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+            raise ValueError(
+                f"{name} is a {type(leaf).__name__}; checkpoints hold arrays only: "
+                "use jnp.asarray, or keep it in the config."
+            )
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise ValueError(
+                f"{name} is a random key; checkpoints hold none: derive it with "
+                "fold_in from the seed and the step."
+            )
+        if leaf.dtype == object:
+            raise ValueError(f"{name} holds Python objects; checkpoints hold numbers.")
+        if name in arrays:
+            raise ValueError(f"two leaves of the state are both called {name}.")
+        arrays[name] = np.asarray(leaf)
+    return arrays
+
+
+def _write(root: pathlib.Path, arrays: dict[str, np.ndarray], body: dict) -> None:
+    """Writes state and manifest into a fresh directory and flushes both."""
+    entries, stored = [], {}
+    for name, array in arrays.items():
+        part = _trim(array)
+        entry = {
+            "path": name,
+            "shape": list(array.shape),
+            "dtype": str(array.dtype),
+            "stored_shape": list(part.shape),
+            "sha256": manifest.digest_array(part),
+        }
+        if part.size:  # orbax refuses empty arrays
+            entry["key"] = f"{len(stored):05d}"
+            stored[entry["key"]] = part
+        entries.append(entry)
+    root.mkdir()
+    with _orbax() as checkpointer:
+        checkpointer.save((root / "state").absolute(), stored)
+    durable.sync_tree(root)
+    manifest.write(root, {**body, "arrays": entries})
+
+
+def _read(root: pathlib.Path, body: dict, template: PyTree, below: str) -> PyTree:
+    """Reads the arrays into the template's structure and checks their digests."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(template)
+    prefix = f"{below}/" if below else ""
+    wanted = {prefix + _name(path): leaf for path, leaf in leaves}
+    entries = {entry["path"]: entry for entry in body["arrays"]}
+    keys = [entry["key"] for entry in entries.values() if "key" in entry]
+    entries = {name: e for name, e in entries.items() if name.startswith(prefix)}
+    _check_template(root, entries, wanted)
+    import orbax.checkpoint as ocp
+
+    arguments = {key: ocp.RestoreArgs(restore_type=np.ndarray) for key in keys}
+    try:
+        with _orbax() as checkpointer:
+            stored = checkpointer.restore(
+                (root / "state").absolute(), restore_args=arguments
+            )
+    except Exception as error:
+        raise CheckpointError(f"orbax cannot read it: {_first_line(error)}") from error
+    return structure.unflatten(_rebuild(entries[name], stored) for name in wanted)
+
+
+def _rebuild(entry: dict, stored: dict[str, np.ndarray]) -> np.ndarray:
+    """One array in full, zeros back in place."""
+    shape, part_shape = tuple(entry["shape"]), tuple(entry["stored_shape"])
+    full = np.zeros(shape, np.dtype(entry["dtype"]))
+    if "key" not in entry:
+        return full
+    part = stored[entry["key"]]
+    if part.shape != part_shape or manifest.digest_array(part) != entry["sha256"]:
+        raise CheckpointError(f"array {entry['path']} differs from its digest")
+    if part_shape == shape:
+        return part
+    full[tuple(slice(size) for size in part_shape)] = part
+    return full
+
+
+def _check_template(root: pathlib.Path, entries: dict, wanted: dict) -> None:
+    """Compares names, shapes and dtypes with the template's."""
+    wrong = [f"{name} is not in the checkpoint" for name in wanted.keys() - entries]
+    wrong += [f"{name} is only in the checkpoint" for name in entries.keys() - wanted]
+    for name in wanted.keys() & entries.keys():
+        has = (tuple(entries[name]["shape"]), entries[name]["dtype"])
+        wants = (tuple(wanted[name].shape), str(wanted[name].dtype))
+        if has != wants:
+            wrong.append(
+                f"{name} is {has[1]}{list(has[0])} in the checkpoint, "
+                f"{wants[1]}{list(wants[0])} is expected"
+            )
+    if wrong:
+        wrong = sorted(wrong)
+        more = f" (and {len(wrong) - 8} more)" if len(wrong) > 8 else ""
+        raise TemplateError(
+            f"{root} was saved from another state: {'; '.join(wrong[:8])}{more}. "
+            "Was the configuration, the optimiser or the number of seeds changed?"
+        )
+
+
+def _trim(array: np.ndarray) -> np.ndarray:
+    """Cuts the zeros (all bits zero) at the far end of every axis."""
+    if array.nbytes < _TRIM_BYTES:
+        return array
+    array = np.ascontiguousarray(array)
+    words = array[..., None].view(f"u{min(array.dtype.itemsize, 8)}")
+    for axis in range(array.ndim):
+        low, high = 0, array.shape[axis]
+        probe = high - 1  # a full array answers at once
+        while low < high:
+            tail = (slice(None),) * axis + (slice(probe, high),)
+            low, high = (probe + 1, high) if words[tail].any() else (low, probe)
+            probe = (low + high) // 2
+        part = (slice(None),) * axis + (slice(high),)
+        array, words = array[part], words[part]
+    return array
+
+
+def _retire(folder: pathlib.Path, newest: pathlib.Path, keep: int) -> None:
+    """Deletes all but the newest `keep` sound checkpoints; never the one just made."""
+    sound = [
+        path
+        for path in (folder / str(step) for step in steps(folder.parent))
+        if path != newest and _problem(path) is None
+    ]
+    for path in sound[: max(0, len(sound) + 1 - keep)]:
+        durable.remove_tree(path)
+
+
+def _problem(root: pathlib.Path, *, deep: bool = False) -> str | None:
+    """What keeps a directory from being a checkpoint; `deep` reads every file."""
+    try:
+        body = manifest.read(root)
+        if deep:
+            manifest.check_files(root, body)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def _orbax() -> Any:
+    import orbax.checkpoint as ocp  # 0.4 s that listing steps need not pay
+
+    # Uncompressed: three times faster to write, and floats hardly compress.
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/") or "state"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]

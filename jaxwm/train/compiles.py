@@ -1,0 +1,25 @@
+"""How often XLA has compiled, to notice programs that are compiled again and again."""
+
+import functools
+
+import jax
+
+_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+def count() -> int:
+    """Compilations in this process since the first call."""
+    return len(_heard())
+
+
+@functools.cache
+def _heard() -> list[float]:
+    """Filled by jax's own monitoring; the listener is registered once."""
+    durations: list[float] = []
+
+    def listen(name: str, seconds: float, **_) -> None:
+        if name == _EVENT:
+            durations.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return durations
