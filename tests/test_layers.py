@@ -12,6 +12,7 @@ FLOORS = (
     {"dynamics", "agents"},
     {"recipes"},
     {"catalogue"},
+    {"commands"},
     {"__init__", "__main__"},
 )
 # Who may import what from outside: {library: rooms}.

@@ -1,0 +1,1 @@
+"""Own measurements: rows of throughput, compile time and memory, beside their peers."""

@@ -1,0 +1,218 @@
+"""`jaxwm train NAME` and `jaxwm resume RUN`."""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+from typing import Annotated, Any
+
+from jaxwm.commands import surroundings
+from jaxwm.train.errors import ConfigError
+from jaxwm.train.settings import RunConfig
+
+
+def train(arguments: list[str]) -> int:
+    """Trains a system in an environment, or goes on where the same command stopped."""
+    name, rest = _split(arguments)
+    first = _peek(rest)
+    surroundings.prepare(platform=first.platform, seeds=max(1, first.seeds))
+    from jaxwm.commands import assemble
+    from jaxwm.train import run as runs
+
+    entry = assemble.system(name)
+    run, parts = _parse(entry, first, rest)
+    run = assemble.resolve(entry, run)
+    assembly = assemble.assemble(entry, run, parts)
+    document = runs.document(
+        entry.name,
+        dataclasses.asdict(run),
+        dataclasses.asdict(parts),
+        seeds=assembly.seeds,
+        device=_device(),
+    )
+    return _go(pathlib.Path(run.out), document, assembly)
+
+
+def resume(arguments: list[str]) -> int:
+    """Goes on with a run from its newest sound checkpoint."""
+    parser = argparse.ArgumentParser(
+        "jaxwm resume",
+        description="Go on with a run from its newest sound checkpoint.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("run", help="directory of the run")
+    parser.add_argument(
+        "--env_steps", type=int, default=0, help="go on to here; 0: as begun"
+    )
+    parser.add_argument(
+        "--platform", choices=("cpu", "gpu", "tpu"), help="None: as begun"
+    )
+    options = parser.parse_args(arguments)
+    from jaxwm.train import run as runs
+
+    path = pathlib.Path(options.run)
+    document = runs.read(path)
+    changed = {
+        name: value
+        for name in ("env_steps", "platform")
+        if (value := getattr(options, name))
+    }
+    document = {**document, "run": {**document.get("run", {}), **changed}}
+    surroundings.prepare(
+        platform=document["run"].get("platform"), seeds=len(document.get("seeds", [0]))
+    )
+    from jaxwm.commands import assemble
+
+    entry, run, parts = assemble.parts_of(document)
+    now = {"versions": runs.versions(), "device": _device()}
+    return _go(path, {**document, **now}, assemble.assemble(entry, run, parts))
+
+
+def _go(path: pathlib.Path, document: dict[str, Any], assembly) -> int:
+    """Trains in a directory and shows what came of it."""
+    from jaxwm import train as room
+    from jaxwm.commands import assemble, conclude
+
+    run = assembly.run
+    show = room.progress.console()
+    with room.open_run(path, document, warn=_warn) as opened:
+        begin = "resuming" if opened.resumed else "training"
+        steps = assembly.num_iterations * assembly.steps_per_iteration
+        show.note(
+            f"{begin} {assembly.entry.name} on {assembly.env.spec.name} "
+            f"({run.engine}): {run.seeds} seeds, {steps:,} steps each, into {path}"
+        )
+        sinks = []
+        if run.tensorboard:
+            sinks.append(room.sinks.tensorboard(path / "tensorboard"))
+        fitted = room.fit(
+            assembly.learner,
+            seeds=assembly.seeds,
+            num_iterations=assembly.num_iterations,
+            run=opened,
+            evaluate=assemble.evaluation(assembly, run.eval_episodes),
+            eval_every=assembly.every(run.eval_every),
+            log_every=assembly.every(run.log_every),
+            steps_per_iteration=assembly.steps_per_iteration,
+            save_every=run.save_every,
+            keep=run.keep,
+            sinks=sinks,
+            progress=show,
+        )
+        if fitted.interrupted:
+            print(f"stopped; resume with: jaxwm resume {path}", flush=True)
+            return 0
+        conclude.conclude(path, opened.config, assembly, fitted.iteration, fitted.state)
+    return 0
+
+
+def _split(arguments: list[str]) -> tuple[str, list[str]]:
+    """The system's name and the other arguments; help without a name ends here."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], arguments[1:]
+    import tyro
+
+    from jaxwm import catalogue
+
+    names = ", ".join(e.name for e in catalogue.ENTRIES if e.bundle == "WorldModel")
+    usage = (
+        f"jaxwm train NAME [options], with NAME one of: {names}. "
+        "`jaxwm train NAME -h` shows that system's settings as well."
+    )
+    if {"-h", "--help"} & set(arguments):
+        tyro.cli(
+            RunConfig,
+            prog="jaxwm train NAME",
+            description=usage,
+            args=["--help"],
+            use_underscores=True,
+        )
+    raise ConfigError(f"which system? {usage}")
+
+
+def _peek(arguments: list[str]) -> argparse.Namespace:
+    """What must be known before jax loads and before defaults are known."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--platform")
+    parser.add_argument("--preset", default=RunConfig.preset)
+    parser.add_argument("--env", default=RunConfig.env)
+    parser.add_argument("--seeds", type=int, default=1)
+    return parser.parse_known_args(arguments)[0]
+
+
+def _parse(entry, first: argparse.Namespace, arguments: list[str]):
+    """All settings, with the preset's and the task's as defaults."""
+    import tyro
+
+    from jaxwm.commands import assemble
+
+    base = assemble.defaults(entry, first.preset)
+    chosen = assemble.preset(first.preset)
+    factors = dataclasses.make_dataclass(
+        "Factors",
+        [_option(factor) for factor in assemble.spec_of(first.env).factors],
+        kw_only=True,
+        frozen=True,
+    )
+    fields = [
+        ("run", tyro.conf.OmitArgPrefixes[RunConfig]),
+        ("config", type(base.config)),
+        ("agent", type(base.agent)),
+        ("loop", type(base.loop)),
+        ("recency", float),
+        ("env", factors),
+    ]
+    run = RunConfig(num_envs=chosen.num_envs, env_steps=chosen.env_steps)
+    everything = dataclasses.make_dataclass(
+        "Settings", fields, kw_only=True, frozen=True
+    )
+    given = tyro.cli(
+        everything,
+        prog=f"jaxwm train {entry.name}",
+        description=f"{entry.summary}. Source: {entry.source}.",
+        default=everything(
+            run=run,
+            config=base.config,
+            agent=base.agent,
+            loop=base.loop,
+            recency=base.recency,
+            env=factors(),
+        ),
+        args=arguments,
+        use_underscores=True,
+    )
+    values = {k: v for k, v in dataclasses.asdict(given.env).items() if v is not None}
+    parts = assemble.Parts(
+        config=given.config,
+        agent=given.agent,
+        loop=given.loop,
+        recency=given.recency,
+        env=values,
+    )
+    return given.run, parts
+
+
+def _option(factor):
+    """A factor of variation as an option `--env.NAME`."""
+    import tyro
+
+    text = (
+        f"{factor.doc} [{factor.unit}]; default {factor.default:g}, varies from "
+        f"{factor.low:g} to {factor.high:g}"
+    )
+    kind = Annotated[float | None, tyro.conf.arg(help=text)]
+    return factor.name, kind, dataclasses.field(default=None)
+
+
+def _device() -> str:
+    import jax
+
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:
+        raise ConfigError(f"no such device: {str(error).splitlines()[0]}") from error
+    return f"{len(devices)} x {devices[0].device_kind}"
+
+
+def _warn(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr, flush=True)
