@@ -27,6 +27,7 @@ TARGETS = {"train": (1.0, 1.2), "sample": (1.0, 2.0)}
 
 def rows(settings: Settings) -> Iterator[Row]:
     widths = (256, 1024) if settings.full else (settings.pick(256, 16),)
+    slow = {}
     for width in widths:
         paper = dataclasses.replace(
             polygrad.PAPER,
@@ -36,12 +37,28 @@ def rows(settings: Settings) -> Iterator[Row]:
             calls=settings.pick(128, 8),
         )
         yield from train(settings, paper)
-        yield from sample(settings, paper)
-    few = dataclasses.replace(
-        polygrad.Config(), width=settings.pick(256, 16), depth=settings.pick(6, 1)
+        batch = settings.pick(256, 4)
+        row, slow[width], weights = sampler(settings, paper, batch)
+        yield from beside(row, slow[width], settings, paper, "sample", batch, weights)
+    for width in widths:
+        yield few_calls(settings, width, slow[width])
+    yield sampler(settings, few_config(settings, widths[0]), batch=1)[0]
+
+
+def few_config(settings: Settings, width: int) -> polygrad.Config:
+    """The default mode, four calls, at the sizes of the published one."""
+    return dataclasses.replace(
+        polygrad.Config(), width=width, depth=settings.pick(6, 1)
     )
-    for batch in (settings.pick(256, 4), 1):
-        yield sample_row(settings, few, batch)[0]
+
+
+def few_calls(settings: Settings, width: int, slow) -> Row:
+    """Four calls beside our own sampler that visits every level."""
+    config = few_config(settings, width)
+    row, fast, _ = sampler(settings, config, settings.pick(256, 4))
+    name = f"ours at {settings.pick(128, 8)} calls"
+    ratio = compare(fast, slow, name=name, settings=settings)
+    return row._replace(ratio=ratio, target=20.0)
 
 
 def model_of(config: polygrad.Config):
@@ -100,7 +117,7 @@ def train(settings: Settings, config: polygrad.Config) -> Iterator[Row]:
     yield from beside(row, ours, settings, config, "train", batch, num_weights(state))
 
 
-def sample_row(settings: Settings, config: polygrad.Config, batch: int):
+def sampler(settings: Settings, config: polygrad.Config, batch: int):
     """A row without peers, the compiled sampler, and the number of weights."""
     model, state = model_of(config)
     actor = nn.Actor(
@@ -128,12 +145,6 @@ def sample_row(settings: Settings, config: polygrad.Config, batch: int):
         flops=2.0 * weights * batch * config.calls,
     )
     return row, stopwatch(jitted(imagine, state, params, start)), weights
-
-
-def sample(settings: Settings, config: polygrad.Config) -> Iterator[Row]:
-    batch = settings.pick(256, 4)
-    row, ours, weights = sample_row(settings, config, batch)
-    yield from beside(row, ours, settings, config, "sample", batch, weights)
 
 
 def beside(row, ours, settings, config, what, batch, weights) -> Iterator[Row]:

@@ -35,6 +35,7 @@ class Row(NamedTuple):
     roofline: float | None = None
     status: str = "ok"  # ok | noisy | skipped | failed
     note: str = ""
+    load: float | None = None  # of the machine over the last minute, when it was done
 
     @property
     def met(self) -> bool | None:
@@ -99,6 +100,11 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
+def load() -> float | None:
+    """Processes that wanted a core, on average over the last minute."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def context() -> dict[str, Any]:
     """What the numbers depend on: machine, versions, flags, commit."""
     versions = {"python": platform.python_version()}
@@ -115,6 +121,7 @@ def context() -> dict[str, Any]:
         "device": f"{jax.device_count()} x {device.device_kind}",
         "cpu": _cpu_model(),
         "cores": num_cores(),
+        "load_before": load(),
         "versions": versions,
         "flags": {
             name: value
@@ -131,8 +138,7 @@ def to_json(row: Row, where: dict[str, Any]) -> str:
     for part in ("timing", "ratio"):
         if record[part] is not None:
             record[part] = record[part]._asdict()
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return json.dumps({**record, "load": load, **where})
+    return json.dumps({**record, **where})
 
 
 def read(path: str | os.PathLike) -> list[tuple[Row, dict[str, Any]]]:

@@ -178,6 +178,7 @@ def main(argv: list[str] | None = None) -> int:
     cache = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
     for row in collect(chosen, settings, lambda text: console.print(text, style="dim")):
+        row = row._replace(load=record.load())
         if options.smoke:  # targets are meant for real sizes
             row = row._replace(target=None)
         rows.append(row)

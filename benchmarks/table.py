@@ -5,6 +5,8 @@ from rich.table import Table
 
 from benchmarks.record import Row
 
+BUSY = 0.5  # load per core from which other work disturbs
+
 
 def number(value: float) -> str:
     """Three digits and a prefix: 1234567 is "1.23 M"."""
@@ -23,13 +25,17 @@ def seconds(value: float) -> str:
 
 
 def heading(where: dict) -> str:
-    """Machine and versions in two lines."""
+    """Machine, versions and flags; and a warning where the machine is busy."""
     versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
     flags = " ".join(f"{k}={v}" for k, v in where["flags"].items())
-    return (
-        f"{where['device']}, {where['cores']} cores of {where['cpu']}\n{versions}"
-        + (f"\n{flags}" if flags else "")
-    )
+    lines = [f"{where['device']}, {where['cores']} cores of {where['cpu']}", versions]
+    lines += [flags] if flags else []
+    load = where["load_before"]
+    if load is not None and load > BUSY * where["cores"]:
+        lines.append(
+            f"The machine is busy (load {load:.1f}): no number below is to be trusted."
+        )
+    return "\n".join(lines)
 
 
 def result(row: Row) -> str:

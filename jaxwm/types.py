@@ -88,9 +88,9 @@ class EnvSpec(NamedTuple):
             )
         return leaves[0].shape[0], self.action.size
 
-    def default_params(self) -> dict[str, np.ndarray]:
+    def default_params(self) -> dict[str, np.float32]:
         """The factors at their defaults, float32 scalars by name."""
-        return {f.name: np.float32(f.default) for f in self.factors}  # type: ignore
+        return {f.name: np.float32(f.default) for f in self.factors}
 
 
 class EnvState(NamedTuple):

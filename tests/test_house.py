@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -169,6 +170,33 @@ def test_ci_runs_the_readmes_test_command():
     assert re.search(r"^make .*\btest$", script, re.M)
     assert "set -euo pipefail" in script
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_a_machine_without_python_is_told_what_to_install(tmp_path):
+    for tool in ("sh", "cat"):
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    made = tmp_path / "environment"
+    done = subprocess.run(
+        ["sh", str(ROOT / ".ci" / "venv"), str(made)],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "No Python 3.11 or newer" in done.stderr
+    assert "apt install python3" in done.stderr
+    assert not made.exists()
+
+
+def test_an_environment_that_works_is_used_again(tmp_path):
+    script = ["sh", str(ROOT / ".ci" / "venv")]
+    made = tmp_path / "environment"
+    for expected in ("Creating", "Using the environment found in"):
+        done = subprocess.run(
+            [*script, str(made), sys.executable], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(expected)
 
 
 def test_the_installer_tells_fetching_from_installing():

@@ -44,6 +44,9 @@ class Config:
     target_update: float = 0.01  # mean |change of log-probability| ("trust_region")
     actor_lr: float = 3e-4
     critic_lr: float = 1e-3
+    # Rounds over which both rates fall to a tenth; None: never. -1 stands for the
+    # whole run, which `presets.sized` puts in.
+    decay_rounds: int | None = None
     weight_decay: float = 0.0
     max_grad_norm: float = 0.5
     target_decay: float = 0.95  # of the slow critic that bootstraps, per round
@@ -63,6 +66,11 @@ class Config:
         if self.actor_step not in ("clip", "trust_region"):
             raise ValueError(
                 f'actor_step must be "clip" or "trust_region", got {self.actor_step!r}.'
+            )
+        if self.decay_rounds is not None and self.actor_step == "trust_region":
+            raise ValueError(
+                f"decay_rounds must be None, got {self.decay_rounds}: the trust region "
+                "adapts the actor's rate itself."
             )
         for name in ("gamma", "lambda_", "target_decay"):
             value = getattr(self, name)
@@ -110,14 +118,14 @@ class DreamState(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What one imagined batch asks of actor and critic, `[B, H - 1, ...]`."""
+    """What an imagined batch asks of actor and critic; N = B (H - 1) steps."""
 
-    feature: Float[Array, "B T F"]
-    action: Float[Array, "B T A"]
-    log_prob: Float[Array, "B T"]  # under the policy that acted
-    advantage: Float[Array, "B T"]  # normalised over the batch
-    target: Float[Array, "B T"]
-    weight: Float[Array, "B T"]  # probability that the episode still runs
+    feature: Float[Array, "N F"]  # normalised
+    action: Float[Array, "N A"]
+    log_prob: Float[Array, " N"]  # under the policy that acted
+    advantage: Float[Array, " N"]  # normalised over the batch
+    target: Float[Array, " N"]
+    weight: Float[Array, " N"]  # probability that the episode still runs
 
 
 def dream(world_model: WorldModel, config: Config) -> Agent:
@@ -147,6 +155,10 @@ def dream(world_model: WorldModel, config: Config) -> Agent:
     )
 
     def optimiser(learning_rate):
+        if config.decay_rounds is not None:
+            learning_rate = optax.cosine_decay_schedule(
+                learning_rate, config.decay_rounds * config.epochs, alpha=0.1
+            )
         return optax.chain(
             optax.clip_by_global_norm(config.max_grad_norm),
             optax.adamw(learning_rate, weight_decay=config.weight_decay),
@@ -251,18 +263,17 @@ def dream(world_model: WorldModel, config: Config) -> Agent:
         advantage = target - value[:, :-1]
         mean = jnp.sum(weight * advantage) / jnp.sum(weight)
         spread = jnp.sum(weight * (advantage - mean) ** 2) / jnp.sum(weight)
-        dist = jax.vmap(jax.vmap(policy(state)))(rollout.feature[:, :-1])
-        log_prob = jax.vmap(jax.vmap(lambda d, a: d.log_prob(a)))(
-            dist, rollout.action[:, :-1]
+        batch = Batch(
+            feature=feature[:, :-1],
+            action=rollout.action[:, :-1],
+            log_prob=weight,  # for now
+            advantage=(advantage - mean) / (jnp.sqrt(spread) + 1e-6),
+            target=target,
+            weight=weight,
         )
-        return Batch(
-            feature[:, :-1],
-            rollout.action[:, :-1],
-            log_prob,
-            (advantage - mean) / (jnp.sqrt(spread) + 1e-6),
-            target,
-            weight,
-        )
+        # One axis of steps: gradients of the weights are then plain matrix products.
+        batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+        return batch._replace(log_prob=log_probs(state.actor.params, batch)[0])
 
     def log_probs(params, batch: Batch):
         dist = actor.apply(params, batch.feature)

@@ -76,20 +76,20 @@ def system(name: str) -> Entry:
     return entry
 
 
-def preset(name: str) -> presets.Preset:
-    """A preset by name.
+def preset(name: str, task: str) -> presets.Preset:
+    """A preset by name, as it suits a task.
 
     Raises:
         ConfigError: for an unknown name, with the closest.
     """
     if name not in PRESETS:
         raise ConfigError(f'unknown preset "{name}"; {settings.closest(name, PRESETS)}')
-    return PRESETS[name]
+    return presets.for_task(PRESETS[name], envs.ALIASES.get(task, task))
 
 
-def defaults(entry: Entry, name: str) -> Parts:
+def defaults(entry: Entry, name: str, task: str) -> Parts:
     """What a preset says."""
-    module, chosen = entry.load(), preset(name)
+    module, chosen = entry.load(), preset(name, task)
     config = getattr(module, _MODEL.get(name, ""), None) or module.Config()
     return Parts(
         config=config, agent=chosen.agent, loop=chosen.loop, recency=chosen.recency
@@ -98,7 +98,7 @@ def defaults(entry: Entry, name: str) -> Parts:
 
 def resolve(entry: Entry, run: RunConfig) -> RunConfig:
     """Puts numbers where the settings say "as the preset has it"."""
-    chosen = preset(run.preset)
+    chosen = preset(run.preset, run.env)
     num_envs = run.num_envs or chosen.num_envs
     env_steps = run.env_steps or chosen.env_steps
     return dataclasses.replace(
@@ -127,7 +127,7 @@ def make_env(name: str, engine: str | None, factors: Mapping[str, float]) -> Tas
         ConfigError: for an unknown task, engine or factor, with the closest name.
     """
     try:
-        env = envs.make(name, engine, **factors)
+        env = envs.make(name, engine, **factors)  # type: ignore
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if engine is None:
@@ -144,7 +144,7 @@ def parts_of(document: Mapping[str, Any]) -> tuple[Entry, RunConfig, Parts]:
     """
     entry = system(document.get("recipe", ""))
     run = settings.from_json(RunConfig, document.get("run", {}), "run")
-    example = defaults(entry, "fast")
+    example = defaults(entry, "fast", run.env)
     given = dict(document.get("config", {}))
     factors = given.pop("env", {})
     made = settings.from_json(
@@ -174,7 +174,10 @@ def assemble(entry: Entry, run: RunConfig, parts: Parts) -> Assembly:
     try:
         batch = envs.batch(env, run.num_envs, factors=run.factors)
         model = entry.builder()(parts.config, env.spec)
-        agent = agents.dream.dream(model, parts.agent)
+        steps = run.num_envs * parts.loop.steps
+        num_iterations = math.ceil(run.env_steps / steps)
+        num_rounds = num_iterations * parts.loop.rounds
+        agent = agents.dream.dream(model, presets.sized(parts.agent, num_rounds))
         columns = math.ceil(run.replay_steps / run.num_envs)
         # Whole iterations are written at once.
         columns = max(columns, parts.loop.steps, model.spec.window)
@@ -189,7 +192,6 @@ def assemble(entry: Entry, run: RunConfig, parts: Parts) -> Assembly:
         learner = agents.online.online(agent, batch, replay, parts.loop)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    steps = run.num_envs * parts.loop.steps
     return Assembly(
         run=run,
         parts=parts,
@@ -201,7 +203,7 @@ def assemble(entry: Entry, run: RunConfig, parts: Parts) -> Assembly:
         replay=replay,
         seeds=list(range(run.seed, run.seed + run.seeds)),
         steps_per_iteration=steps,
-        num_iterations=math.ceil(run.env_steps / steps),
+        num_iterations=num_iterations,
     )
 
 
@@ -216,6 +218,6 @@ def evaluation(assembly: Assembly, num_episodes: int) -> Callable:
     return judge
 
 
-def spec_of(name: str) -> EnvSpec:
-    """A task's fixed facts, at its default engine and factors."""
-    return make_env(name, None, {}).env.spec
+def spec_of(name: str, engine: str | None = None) -> EnvSpec:
+    """A task's fixed facts, with default factors."""
+    return make_env(name, engine, {}).env.spec

@@ -4,6 +4,7 @@ Shapes: S seeds, E episodes, B imagined trajectories, H steps.
 """
 
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -60,7 +61,7 @@ def table(assembly: Assembly, returns: np.ndarray) -> str:
     over = evaluate.over_seeds(returns)
     ends = (spec.random_return, spec.best_return)
     known = None not in ends
-    score = (lambda x: evaluate.score(x, *ends)) if known else (lambda x: np.nan)
+    score = lambda x: float(evaluate.score(x, *ends)) if known else math.nan
     spread = f"[{over.low:.4g}, {over.high:.4g}]" if len(returns) > 1 else ""
     lines = [("policy", "return", "score", "")]
     if spec.random_return is not None:
@@ -216,7 +217,7 @@ def _notes(assembly: Assembly) -> list[str]:
 
 
 def _percent(score: float) -> str:
-    return "" if np.isnan(score) else f"{score:.0%}"
+    return "" if math.isnan(score) else f"{score:.0%}"
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxwm.commands import trained
 from jaxwm.train import durable
 from jaxwm.train.errors import RunError
+from jaxwm.types import Box
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -57,6 +58,8 @@ def export(
             f"{spec.name} reads {spec.context} observations; only policies of one "
             "observation can be exported."
         )
+    if not isinstance(spec.action, Box):
+        raise RunError(f"only continuous actions are exported, got {spec.action}.")
     act, memory = trained.act_of(assembly, state)
 
     def policy(obs):

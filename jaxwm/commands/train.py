@@ -136,6 +136,7 @@ def _peek(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--platform")
     parser.add_argument("--preset", default=RunConfig.preset)
     parser.add_argument("--env", default=RunConfig.env)
+    parser.add_argument("--engine")
     parser.add_argument("--seeds", type=int, default=1)
     return parser.parse_known_args(arguments)[0]
 
@@ -146,11 +147,14 @@ def _parse(entry, first: argparse.Namespace, arguments: list[str]):
 
     from jaxwm.commands import assemble
 
-    base = assemble.defaults(entry, first.preset)
-    chosen = assemble.preset(first.preset)
+    base = assemble.defaults(entry, first.preset, first.env)
+    chosen = assemble.preset(first.preset, first.env)
     factors = dataclasses.make_dataclass(
         "Factors",
-        [_option(factor) for factor in assemble.spec_of(first.env).factors],
+        [
+            _option(factor)
+            for factor in assemble.spec_of(first.env, first.engine).factors
+        ],
         kw_only=True,
         frozen=True,
     )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from jaxwm.data.replay import as_stored
 from jaxwm.types import Transition
 
 
@@ -64,8 +65,8 @@ def from_replay(buffer: Transition, index: int | Int[Array, ""]) -> Transition:
         rows = np.asarray(ring)[:, columns]
         return rows.reshape(num_envs * size, *rows.shape[2:])
 
-    rows = jax.tree.map(stored, buffer._replace(mask=None))
-    rows = rows._replace(mask=np.ones_like(rows.reward))
+    rows = jax.tree.map(stored, buffer)
+    rows = rows._replace(mask=np.ones_like(rows.reward), truncated=rows.truncated >= 2)
     return _end_rows(rows, np.arange(1, num_envs + 1) * size - 1)
 
 
@@ -95,10 +96,10 @@ def to_replay(
     def ring(leaf):
         shape = leaf.shape[1:]
         columns = np.zeros((num_envs, capacity, *shape), leaf.dtype)
-        columns[:, :length] = leaf.reshape(num_envs, length, *shape)
+        columns[:, :length] = np.asarray(leaf).reshape(num_envs, length, *shape)
         return jnp.asarray(columns)
 
-    return jax.tree.map(ring, kept._replace(mask=None)), jnp.int32(length)
+    return jax.tree.map(ring, as_stored(kept)), jnp.int32(length)
 
 
 def checked_episode(episode: Transition, name: int | str) -> Transition:

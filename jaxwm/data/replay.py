@@ -71,10 +71,10 @@ def replay(num_envs: int, capacity: int, window: int) -> Replay:
         def zeros(leaf):
             return jnp.zeros((num_envs, capacity, *leaf.shape), leaf.dtype)
 
-        return jax.tree.map(zeros, example._replace(mask=None))
+        return jax.tree.map(zeros, jax.eval_shape(as_stored, example))
 
     def add(buffer: Transition, index, transitions: Transition) -> Transition:
-        new = transitions._replace(mask=None)
+        new = as_stored(transitions)
         _check_rows(buffer, new, num_envs, capacity)
         return jax.tree.map(
             lambda ring, rows: _write(ring, index % capacity, rows), buffer, new
@@ -113,7 +113,7 @@ def windows_at(
       with discount 1 means "not known", mask 0 with discount 0 "over".
 
     Args:
-        buffer: rows, `[N, C, ...]`; its mask is not read.
+        buffer: rows as `as_stored` gives them, `[N, C, ...]`.
         index: columns written so far.
         env: environments, in [0, N).
         row: first rows, counted since the first one written, among those stored.
@@ -149,25 +149,37 @@ def windows_at(
     )
 
 
+def as_stored(rows: Transition) -> Transition:
+    """Rows as a buffer keeps them: without mask, `truncated` as a code of the end.
+
+    0 the episode goes on, 1 terminal, 2 time limit, 3 both. One byte, as before, but
+    the search for an episode's ends then reads one array instead of two.
+    """
+    terminal = rows.discount == 0
+    code = terminal.astype(jnp.uint8) + 2 * rows.truncated.astype(jnp.uint8)
+    return rows._replace(mask=None, truncated=code)
+
+
 def _place(buffer, index, env, row, window):
     """First row and number of real rows of each window, `[B]` each."""
     capacity = buffer.reward.shape[1]
     newest = index - 1
     oldest = index - jnp.minimum(index, capacity)
-    look = row[:, None] + jnp.arange(1 - window, window)  # [B, 2W - 1], row is at W - 1
-    at = env[:, None] * capacity + look % capacity
-    stored = (look >= oldest) & (look <= newest)
-    terminal = stored & (_take(buffer.discount, at) == 0)
-    ended = terminal | (stored & _take(buffer.truncated, at))
+    offset = jnp.arange(1 - window, window)
+    look = row[:, None] + offset  # [B, 2W - 1]
+    code = _take(buffer.truncated, env[:, None] * capacity + look % capacity)
 
-    ahead = (ended | (look == newest))[:, window - 1 :]
-    found = ahead.any(1)
-    num_ahead = jnp.where(found, jnp.argmax(ahead, 1) + 1, window)
-    last = (window - 2 + num_ahead)[:, None]
-    over = found & jnp.take_along_axis(terminal, last, 1)[:, 0]
+    # The first row at or behind `row` that ends the episode or what is stored of it,
+    # and, in the same minimum, whether it is terminal (even) or not (odd).
+    stops = (offset >= 0) & ((code > 0) | (look == newest))
+    ordered = 2 * offset + (code % 2 == 0)
+    stop = jnp.min(jnp.where(stops, ordered, 2 * window + 1), 1)
+    num_ahead = jnp.minimum(stop // 2 + 1, window)
+    over = stop % 2 == 0
+    # The last row before `row` that belongs to something else.
+    others = (offset < 0) & ((code > 0) | (look < oldest))
+    num_behind = -1 - jnp.max(jnp.where(others, offset, -window), 1)
 
-    same_episode = (stored & ~ended)[:, : window - 1][:, ::-1]  # row - 1, row - 2, ...
-    num_behind = jnp.sum(jnp.cumprod(same_episode, 1, dtype=jnp.int32), 1)
     shift = jnp.where(over, 0, jnp.minimum(window - num_ahead, num_behind))
     return row - shift, num_ahead + shift
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from jaxwm.data import dataset
-from jaxwm.data.replay import windows_at
+from jaxwm.data.replay import as_stored, windows_at
 from jaxwm.types import Trajectory, Transition
 
 
@@ -48,7 +48,8 @@ def windows(window: int) -> Windows:
 
     def init(rows: Transition) -> Transition:
         rows = dataset.concatenate(dataset.split_episodes(rows))
-        return jax.tree.map(lambda x: jnp.asarray(x)[None], rows._replace(mask=None))
+        rows = as_stored(jax.tree.map(jnp.asarray, rows))
+        return jax.tree.map(lambda x: x[None], rows)
 
     def sample(key: Key[Array, ""], buffer: Transition, batch_size: int) -> Trajectory:
         # A dataset is a ring of one environment that has been filled exactly once.

@@ -132,6 +132,16 @@ def sample(
     for term in terms:
         x = term.on_x(x) if term.on_x else x
 
+    def draw(row_key, i, scale):
+        if noise is not None:
+            return jax.tree.map(lambda e: jnp.asarray(e)[i], noise.rows)
+        # Rows without noise cost no draw, which on a CPU is as dear as a small network.
+        return jax.lax.cond(
+            scale > 0,
+            lambda: standard_normal(jax.random.fold_in(row_key, 0), like),
+            lambda: jax.tree.map(lambda l: jnp.zeros(l.shape, l.dtype), like),
+        )
+
     def body(i, carry):
         x, x0_before, cond, best, records = carry
         row: Steps = jax.tree.map(lambda c: c[i], columns)
@@ -171,10 +181,7 @@ def sample(
             known = step._replace(x0=x0, mean=mean)
             new_x, best = select(term_key, mean, row.noise, cond, known, denoise, best)
         else:
-            if noise is None:
-                eps = standard_normal(jax.random.fold_in(row_key, 0), like)
-            else:
-                eps = jax.tree.map(lambda e: jnp.asarray(e)[i], noise.rows)
+            eps = draw(row_key, i, row.noise)
             new_x = jax.tree.map(lambda m, e: m + row.noise * e, mean, eps)
         for term in terms:
             new_x = term.on_x(new_x) if term.on_x else new_x

@@ -13,7 +13,15 @@ from jaxwm.envs.factors import delayed, fixed, unknown
 from jaxwm.types import Env
 
 if TYPE_CHECKING:
-    from jaxwm.envs import adapters, factors, mujoco, probes, rendering, tasks
+    from jaxwm.envs import (
+        adapters,
+        factors,
+        mjcf,
+        mujoco,
+        probes,
+        rendering,
+        tasks,
+    )
 
 __all__ = [
     "TASKS",
@@ -24,13 +32,14 @@ __all__ = [
     "factors",
     "fixed",
     "make",
+    "mjcf",
     "mujoco",
     "probes",
     "rendering",
     "tasks",
 ]
 
-_LAZY = ("adapters", "factors", "mujoco", "probes", "rendering", "tasks")
+_LAZY = ("adapters", "factors", "mjcf", "mujoco", "probes", "rendering", "tasks")
 
 
 class Task(NamedTuple):
@@ -94,7 +103,7 @@ ALIASES = {"cartpole": "cartpole_swingup"}
 
 
 def make(
-    name: str, engine: str | None = None, *, max_delay: int = 0, **factors: float
+    name: str, engine: str | None = None, *, max_delay: int = 0, **factors: float | int
 ) -> Env:
     """Builds a task by name.
 

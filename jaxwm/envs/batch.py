@@ -5,7 +5,6 @@ of one environment never resets; everything of that kind happens here.
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +21,10 @@ def batch(
     env: Env,
     num_envs: int,
     *,
-    reset: Literal["pool", "full"] = "pool",
+    reset: str = "pool",
     pool_size: int | None = None,
     refresh: bool = True,
-    factors: str | Mapping[str, tuple[float, float]] | None = None,
+    factors: str | Mapping | None = None,
 ) -> BatchEnv:
     """Runs `num_envs` copies of an environment that reset themselves.
 

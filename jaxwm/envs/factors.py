@@ -16,9 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jaxwm.types import Box, Env, EnvSpec, EnvState, Factor, Overrides, PyTree
-
-Ranges = Mapping[str, tuple[float, float]]
+from jaxwm.types import Box, Env, EnvSpec, EnvState, Factor, PyTree
 
 
 def resolve(spec: EnvSpec, params: Mapping | None) -> dict[str, Float[Array, "..."]]:
@@ -42,7 +40,7 @@ def resolve(spec: EnvSpec, params: Mapping | None) -> dict[str, Float[Array, "..
     return {name: jnp.asarray(params[name], jnp.float32) for name in names}
 
 
-def ranges(spec: EnvSpec, factors: str | Ranges | None) -> dict[str, tuple]:
+def ranges(spec: EnvSpec, factors: str | Mapping | None) -> dict[str, tuple]:
     """What randomisation draws from: `(low, high)` for every factor that varies.
 
     Args:
@@ -81,7 +79,7 @@ def ranges(spec: EnvSpec, factors: str | Ranges | None) -> dict[str, tuple]:
     return chosen
 
 
-def sample(key: Key[Array, ""], spec: EnvSpec, ranges: Ranges) -> dict[str, Array]:
+def sample(key: Key[Array, ""], spec: EnvSpec, ranges: Mapping) -> dict[str, Array]:
     """Draws the factors of one environment, uniformly and independently.
 
     Args:
@@ -108,7 +106,7 @@ def sample(key: Key[Array, ""], spec: EnvSpec, ranges: Ranges) -> dict[str, Arra
     return params
 
 
-def fixed(env: Env, overrides: Overrides) -> Env:
+def fixed(env: Env, overrides: Mapping) -> Env:
     """The same environment with other defaults; a factor so fixed no longer varies.
 
     Args:
@@ -228,7 +226,7 @@ def _find(spec: EnvSpec, name: str) -> Factor:
     unknown("factor of variation", name, [f.name for f in spec.factors], spec.name)
 
 
-def _sensible(factor: Factor, value: float) -> float:
+def _sensible(factor: Factor, value: object) -> float:
     """The value, if a body can have it: the range of the spec tells the sign."""
     what = f"factor {factor.name} ({factor.unit})"
     if not isinstance(value, numbers.Real):

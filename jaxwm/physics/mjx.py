@@ -157,7 +157,7 @@ def edited(simulator: Simulator, fields: Mapping[str, Array]) -> Simulator:
         body_invweight0[b] = (tr J_b M⁻¹ Jᵀ_b, tr R_b M⁻¹ Rᵀ_b) / 3
 
     with the Jacobians J of the centres of mass and R of the rotations in the reference
-    pose. Only for models of hinges and slides; lengths and places may change only where
+    pose, as `mj_setConst` does. Only for models of hinges and slides; lengths and places may change only where
     nothing is constrained.
 
     Args:
@@ -235,7 +235,6 @@ def _derived(rest: Rest, mass, inertia, armature) -> dict[str, Array]:
         "dof_invweight0": jnp.diag(inverse),
         "body_invweight0": jnp.stack([spread(linear), spread(angular)], -1),
         "body_subtreemass": rest.subtree @ mass,
-        "stat.meaninertia": jnp.trace(inertia_matrix) / len(inertia_matrix),
     }
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
-from jaxwm import diffusion, nn
+from jaxwm import diffusion, nn, rl
 from jaxwm.core import dists, optimise, stats, tree
 from jaxwm.dynamics.whole_trajectory import whole_trajectory
 from jaxwm.types import (
@@ -44,13 +44,14 @@ class Config:
     levels: int = 128  # noise levels the denoiser is trained on
     tau: float = 1.0  # exponent of the cosine schedule; small keeps samples clean longer
     calls: int = 4  # network calls per imagined trajectory, at most `levels`
+    eta: float = 1.0  # noise between the calls: 1 ancestral sampling, 0 DDIM
     denoiser: Literal["mlp", "transformer"] = "mlp"
     width: int = 128  # hidden units of the denoiser
     depth: int = 3  # residual blocks of the denoiser
     heads: int = 4  # attention heads ("transformer")
     activation: str = "silu"  # of the residual blocks ("mlp"), a name in jax.nn
     time: Literal["log_sigma", "index"] = "log_sigma"  # how it is told the level
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     decay_updates: int | None = None  # updates over which it falls to 0 by a cosine
     ema: float = 0.995  # decay of the weights that are sampled from
     ema_every: int = 1  # updates between two averages
@@ -151,7 +152,8 @@ def polygrad(config: Config, spec: EnvSpec) -> WorldModel:
     row_size = obs_size + 2
     row_shape, act_shape = (config.horizon, row_size), (config.horizon, act_size)
     schedule = diffusion.cosine_schedule(config.levels, config.tau)
-    steps = diffusion.ancestral(diffusion.stride(schedule, config.calls))
+    levels = diffusion.stride(schedule, config.calls)
+    steps = diffusion.ancestral(levels, eta=config.eta)
     is_known = np.zeros(row_shape, bool)
     is_known[0, :obs_size] = True
     low, high = (jnp.asarray(b, jnp.float32) for b in (spec.action.low, spec.action.high))
@@ -177,7 +179,7 @@ def polygrad(config: Config, spec: EnvSpec) -> WorldModel:
             "ema": params,
             "rows": stats.moments(row_size)._replace(floor=floor),
             "action": stats.moments(act_size, floor=1e-3),
-            "log_guidance": jnp.log(config.guidance_scale),
+            "log_guidance": jnp.asarray(np.log(config.guidance_scale), jnp.float32),
             "updates": jnp.zeros((), jnp.int32),
         }
         return optimise.init_state(optimiser, params, buffers)
@@ -210,8 +212,9 @@ def polygrad(config: Config, spec: EnvSpec) -> WorldModel:
             inputs = stats.normalise(buffers["action"], clipped)
             innovation, head_loss = innovations(params, buffers, x0, inputs, mask)
         denoise, _ = make_denoiser(params, buffers, x0[0], innovation)
-        levels = diffusion.uniform(schedule)
-        value, error = diffusion.loss(key, denoise, levels, x0, action, mask=mask)
+        value, error = diffusion.loss(
+            key, denoise, diffusion.uniform(schedule), x0, action, mask=mask
+        )
         error = error * mask
         metrics = {
             "obs_error": jnp.mean(error[:, :obs_size]),
@@ -390,10 +393,15 @@ def polygrad(config: Config, spec: EnvSpec) -> WorldModel:
         """
         if config.guidance != "score" or rollouts.action.shape[1] < 2:
             return state
-        spread = jnp.mean(jnp.std(rollouts.info["z"][:, :-1], (0, 1)))
-        log_rate = state.buffers["log_guidance"] + config.guidance_rate * (spread - 1)
+        spread = rl.action_spread(rollouts.info["z"][:, :-1])
         variance = jnp.min(jnp.mean(rollouts.info["policy_std"] ** 2, (0, 1)))
-        log_rate = jnp.clip(log_rate, jnp.log(1e-4), jnp.log(variance))
+        log_rate = rl.update_guidance(
+            state.buffers["log_guidance"],
+            spread,
+            config.guidance_rate,
+            low=1e-4,
+            high=variance,
+        )
         return state._replace(buffers={**state.buffers, "log_guidance": log_rate})
 
     abilities = {"reward", "discount", "gradient"} | (

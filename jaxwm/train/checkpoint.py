@@ -13,6 +13,7 @@ import warnings
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxwm.train import durable, manifest
@@ -174,7 +175,7 @@ def _host_arrays(state: PyTree) -> dict[str, np.ndarray]:
                 f"{name} is a {type(leaf).__name__}; checkpoints hold arrays only: "
                 "use jnp.asarray, or keep it in the config."
             )
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             raise ValueError(
                 f"{name} is a random key; checkpoints hold none: derive it with "
                 "fold_in from the seed and the step."

@@ -17,9 +17,9 @@ def _heard() -> list[float]:
     """Filled by jax's own monitoring; the listener is registered once."""
     durations: list[float] = []
 
-    def listen(name: str, seconds: float, **_) -> None:
-        if name == _EVENT:
-            durations.append(seconds)
+    def listen(event: str, duration_secs: float, **_) -> None:
+        if event == _EVENT:
+            durations.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     return durations

@@ -94,6 +94,10 @@ def fit(
         stop = threading.Event()
         if run is not None:
             stop = stack.enter_context(signals.polite(show.note))
+            for line in checkpoint.tidy(run.path):
+                show.note(line)
+            if num_iterations in checkpoint.steps(run.path)[-1:]:
+                return _finished(learner, numbers, run, config, show)
         with show.compiling("the training loop"):
             program = chunk.build(
                 learner, numbers, log_every=log_every, evaluate=evaluate
@@ -181,21 +185,31 @@ def _check(num_iterations, log_every, eval_every, evaluate, chunk_size) -> None:
         raise ValueError("eval_every needs a function to evaluate with, got None.")
 
 
+def _finished(learner: Learner, seeds, run: RunDir, config: dict, show) -> Fitted:
+    """The end of a run that has reached it before; nothing is compiled for it."""
+    template = jax.eval_shape(jax.vmap(lambda seed: chunk.start(learner, seed)), seeds)
+    iteration, state, extra = checkpoint.restore(run.path, template, below="learner")
+    _check_seeds(run, extra, config)
+    show.note(f"{run.path} has reached iteration {iteration}, its last")
+    return Fitted(layout.place(layout.mesh_for(len(seeds)), state), iteration, False, 0)
+
+
 def _begin(program: chunk.Program, run: RunDir | None, config: dict, show):
     """`(iteration of the checkpoint or None, state, seconds spent before)`."""
-    if run is not None:
-        for line in checkpoint.tidy(run.path):
-            show.note(line)
     if run is None or not checkpoint.steps(run.path):
         return None, program.init(), 0.0
     iteration, state, extra = checkpoint.restore(run.path, program.template)
+    _check_seeds(run, extra, config)
+    show.note(f"resuming {run.path} at iteration {iteration}")
+    return iteration, layout.place(program.mesh, state), extra["seconds"]
+
+
+def _check_seeds(run: RunDir, extra: dict, config: dict) -> None:
     if extra["seeds"] != config["seeds"]:
         raise ConfigError(
             f"{run.path} was begun with seeds {extra['seeds']}, not "
             f"{config['seeds']}; resume it with its own or choose another directory."
         )
-    show.note(f"resuming {run.path} at iteration {iteration}")
-    return iteration, layout.place(program.mesh, state), extra["seconds"]
 
 
 def _means(window: chunk.Window) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ FORMAT = 1
 def digest_array(array: np.ndarray) -> str:
     """SHA-256 of an array's bytes in C order."""
     flat = np.ascontiguousarray(array).reshape(-1)
-    return hashlib.sha256(flat.view(np.uint8)).hexdigest()
+    return hashlib.sha256(memoryview(flat.view(np.uint8))).hexdigest()
 
 
 def digest_file(path: pathlib.Path) -> str:

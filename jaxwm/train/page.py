@@ -210,8 +210,12 @@ def table(
 
 
 def pairs(title: str, facts: Mapping[str, Any], *, fold: int | None = None) -> str:
-    """Names and values under a title; one can fold them away if `fold` is given, and
-    more than `fold` of them start folded.
+    """Names and values under a title.
+
+    Args:
+        title: above them, plain text.
+        facts: plain values by name.
+        fold: if given, they can be folded away, and more than so many start folded.
     """
     lines = "".join(
         f'<tr><th scope="row">{text(name)}</th><td>{text(value)}</td></tr>'
@@ -220,10 +224,10 @@ def pairs(title: str, facts: Mapping[str, Any], *, fold: int | None = None) -> s
     body = (
         f'<div class="wide"><table class="pairs"><tbody>{lines}</tbody></table></div>'
     )
-    if fold:
-        return (
-            f"<details><summary>{text(title)} ({len(facts)})</summary>{body}</details>"
-        )
+    if fold is not None:
+        tag = "<details>" if len(facts) > fold else "<details open>"
+        summary = f"<summary>{text(title)} ({len(facts)})</summary>"
+        return f"{tag}{summary}{body}</details>"
     return f"<h3>{text(title)}</h3>{body}"
 
 

@@ -198,7 +198,7 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
         )
     if run.seconds is not None:
         small = f"{len(run.seeds)} seeds together" if len(run.seeds) > 1 else ""
-        tiles.append(("wall time", page.duration(run.seconds), small))
+        tiles.append(("wall time", page.duration(float(run.seconds)), small))
     return tiles
 
 

@@ -316,7 +316,9 @@ def ran(run: Run) -> str | None:
         "environment": run.env,
         "device": run.device,
         "seeds": ", ".join(str(seed) for seed in run.seeds),
-        "wall time": page.duration(run.seconds) if run.seconds is not None else "",
+        "wall time": page.duration(float(run.seconds))
+        if run.seconds is not None
+        else "",
         **{f"version of {name}": value for name, value in run.versions.items()},
     }
     facts = {name: value for name, value in facts.items() if value}

@@ -106,6 +106,12 @@ def test_a_skipped_row_shows_no_number():
     assert table.line(skipped) == "a/b  -  skipped  torch: skipped, not installed"
 
 
+def test_a_busy_machine_is_named():
+    where = {**record.context(), "cores": 2, "load_before": 0.3}
+    assert "busy" not in table.heading(where)
+    assert "busy (load 7.0)" in table.heading({**where, "load_before": 7.0})
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(3.0, "3"), (1234.0, "1234"), (56_789.0, "56.8 k"), (1_234_567.0, "1.23 M")],

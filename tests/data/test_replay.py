@@ -330,6 +330,34 @@ def test_a_halfcheetah_step_takes_277_bytes():
     assert stored == 277 * 1_000_000
 
 
+@pytest.mark.filterwarnings("ignore")  # flashbax and what it imports
+@pytest.mark.parametrize("writes", [2, 6])
+def test_windows_without_episode_ends_are_those_of_flashbax(key, writes):
+    """Same rows in, same set of windows out, before and after the ring wraps."""
+    flashbax = pytest.importorskip("flashbax")
+    rows = streams(["." * 18] * 2)
+    ring = replay(2, 12, 4)
+    buffer, index = fill(ring, rows, [3] * writes)
+    theirs = flashbax.make_trajectory_buffer(
+        add_batch_size=2,
+        sample_batch_size=1000,
+        sample_sequence_length=4,
+        period=1,
+        min_length_time_axis=4,
+        max_length_time_axis=12,
+    )
+    state = theirs.init({"obs": jnp.zeros(2)})
+    for i in range(writes):
+        piece = columns(rows, 3 * i, 3 * i + 3)
+        state = theirs.add(state, {"obs": piece.obs["x"]})
+    with jax.debug_key_reuse(False):  # its sampling reuses a key
+        want = jax.jit(theirs.sample)(state, key).experience["obs"]
+    got = jax.jit(ring.sample, static_argnums=3)(key, buffer, jnp.int32(index), 1000)
+    windows = lambda obs: {tuple(w.ravel()) for w in np.asarray(obs)}
+    assert windows(got.obs["x"]) == windows(want)
+    assert got.mask.all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [((0, 8, 2), "num_envs"), ((1, 8, 0), "window"), ((1, 3, 4), "capacity")],

@@ -1,6 +1,7 @@
 """A small linear system whose observations and rewards are far from zero and one.
 
-    x' = M x + 0.3 B clip(a, -1, 1) + noise,  obs = 100 + 0.01 x,  reward = 50 + x_0 + a_0
+    x' = M x + 0.3 B clip(a, -1, 1) + noise,  obs = 100 + 0.01 x,
+    reward = 50 + x_0 + a_0
 
 It terminates where |x_1| > 2. Shapes: O = 3, A = 2. Data are numpy: nothing to compile.
 """

@@ -4,7 +4,6 @@ A new model is tested by one row in ROWS. The default part runs one compiled sur
 model, several times with other inputs; all checks read its results.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import linear_system
 import numpy as np
 import pytest
+import quick
 from linear_system import OFFSET, REWARD, SCALE, SPEC
 
 from jaxwm.agents import dream
@@ -182,21 +182,6 @@ def make_survey(model):
     return survey
 
 
-@functools.cache
-def quick_compile():
-    """Compiler options that trade speed of the program for that of the compiler."""
-    options = {
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-        "xla_cpu_use_fusion_emitters": False,
-    }
-    try:
-        jax.jit(lambda x: x, compiler_options=options)(0.0)
-    except jax.errors.JaxRuntimeError:  # another version of XLA has other options
-        return {}
-    return options
-
-
 def stir(draw, state):
     """Moves all weights: fresh ones react too little to actions to show mistakes."""
 
@@ -234,9 +219,8 @@ def surveyed(request):
         traces.append(None)
         return survey(*args)
 
-    compiled = jax.jit(counted, compiler_options=quick_compile())
-    init = jax.jit(model.init, compiler_options=quick_compile())
-    state = stir(draw, init(jax.random.key(3)))
+    compiled = quick.jit(counted)
+    state = stir(draw, quick.jit(model.init)(jax.random.key(3)))
     inputs = base_inputs()
 
     def ask(state, inputs):
@@ -412,8 +396,8 @@ def test_vmap_over_keys_equals_a_loop(surveyed):
         return model.imagine(key, state, memory, policy, HORIZON)
 
     keys = jax.random.split(jax.random.key(2), 3)
-    batch = jax.jit(jax.vmap(imagine))(keys)
-    alone = jax.jit(imagine)
+    batch = quick.jit(jax.vmap(imagine))(keys)
+    alone = quick.jit(imagine)
     for i in range(3):
         one = jax.tree.map(lambda x, i=i: x[i], batch)
         jax.tree.map(
@@ -435,9 +419,9 @@ def test_seeds_can_be_vmapped(surveyed):
         return model.fit(fit_key, state, windows)[1]["loss"]
 
     keys = jax.random.split(jax.random.key(2), 2)
-    batch = jax.jit(jax.vmap(learn))(keys)
-    alone = [jax.jit(learn)(key) for key in keys]
-    np.testing.assert_allclose(batch, alone, rtol=1e-4)
+    batch = quick.jit(jax.vmap(learn))(keys)
+    alone = quick.jit(learn)
+    np.testing.assert_allclose(batch, [alone(key) for key in keys], rtol=1e-4)
     assert batch[0] != batch[1]
 
 
@@ -445,8 +429,13 @@ def test_seeds_can_be_vmapped(surveyed):
 def test_any_horizon_can_be_asked_for(surveyed):
     model, state = surveyed.model, surveyed.base["adapted"]
     memory = jax.tree.map(lambda x: x[0], surveyed.base["memory"])
-    for horizon in (1, 2, 2 * HORIZON + 3):
-        rollout = model.imagine(jax.random.key(1), state, memory, policy, horizon)
+    for horizon in (1, 2 * HORIZON + 3):
+        imagine = quick.jit(
+            lambda memory, horizon=horizon: model.imagine(
+                jax.random.key(1), state, memory, policy, horizon
+            )
+        )
+        rollout = imagine(memory)
         for leaf in jax.tree.leaves(rollout[:5]):
             assert leaf.shape[0] == horizon
             assert np.isfinite(leaf).all()
@@ -469,7 +458,7 @@ def test_rollouts_are_differentiable_where_the_model_says_so(surveyed):
         rollout = model.imagine(jax.random.key(1), state, memory, actions, HORIZON)
         return jnp.sum(rollout.obs[-1])
 
-    grads = jax.jit(jax.grad(last_obs))(0.5 * surveyed.inputs.actions[0])
+    grads = quick.jit(jax.grad(last_obs))(0.5 * surveyed.inputs.actions[0])
     assert np.isfinite(grads).all()
     assert (grads[: HORIZON - 1] != 0).all()
 
@@ -485,8 +474,10 @@ def test_the_imagination_agent_makes_two_updates(surveyed):
         at = jax.random.randint(key, (batch_size,), 0, 64)
         return jax.tree.map(lambda x: jnp.asarray(x)[at], pool)
 
-    state = agent.adapt(agent.init(jax.random.key(1)), linear_system.transitions(data))
-    step = jax.jit(lambda key, state: agent.step(key, state, sample))
+    rows = linear_system.transitions(data)
+    begin = quick.jit(lambda key: agent.adapt(agent.init(key), rows))
+    state = begin(jax.random.key(1))
+    step = quick.jit(lambda key, state: agent.step(key, state, sample))
     first, metrics = step(jax.random.key(2), state)
     second, metrics = step(jax.random.key(3), first)
     assert all(np.isfinite(value).all() for value in metrics.values())
@@ -502,7 +493,9 @@ def test_trained_models_beat_repeating_the_first_observation(row, record_propert
     data = linear_system.episodes(draw, 400, 30)
     pool = linear_system.windows(draw, data, 8192, model.spec.window)
     pool = jax.tree.map(jnp.asarray, pool)
-    state = model.adapt(model.init(jax.random.key(1)), linear_system.transitions(data))
+    rows = linear_system.transitions(data)
+    begin = quick.jit(lambda key: model.adapt(model.init(key), rows))
+    state = begin(jax.random.key(1))
 
     def update(key, state, pool):
         at_key, fit_key = jax.random.split(key)
@@ -533,7 +526,6 @@ def test_trained_models_beat_repeating_the_first_observation(row, record_propert
 
     def linear():
         """Rollouts of the least-squares fit to the same transitions."""
-        rows = linear_system.transitions(data)
         ones = np.ones_like(rows.reward[:, None])
         clipped = rows.action.clip(-1, 1)
         inputs = np.concatenate([(rows.obs - OFFSET) / SCALE, clipped, ones], 1)

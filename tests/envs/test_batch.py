@@ -171,7 +171,7 @@ def test_factors_are_drawn_for_every_start_and_kept_within_an_episode(key):
     )
     np.testing.assert_array_equal(np.diff(before, axis=1) != 0, begun)
     speed, lag = env.params["speed"][begun], env.params["lag"][begun]
-    assert 0.5 <= speed.min() and speed.max() <= 1
+    assert speed.min() >= 0.5 and speed.max() <= 1
     np.testing.assert_array_equal(np.unique(lag), [0, 1, 2, 3])
     count = np.concatenate([first.env.obs, env.obs[..., 0]], 1)
     np.testing.assert_allclose(

@@ -11,7 +11,7 @@ from mujoco import batch as mujoco_batch
 
 from jaxwm import envs
 from jaxwm.core import loop
-from jaxwm.envs import mujoco
+from jaxwm.envs import mjcf, mujoco
 from jaxwm.envs.mujoco import Edit
 from jaxwm.envs.tasks import (
     cartpole,
@@ -23,13 +23,47 @@ from jaxwm.envs.tasks import (
     pendulum,
     walker2d,
 )
+from jaxwm.types import Factor
 
 PAIRS = {
     "pendulum": (mujoco_pendulum.pendulum, pendulum.pendulum),
     "balance": (mujoco_cartpole.balance, cartpole.cartpole_balance),
     "swingup": (mujoco_cartpole.swingup, cartpole.cartpole_swingup),
 }
+BLOCK = """
+<mujoco>
+  <option timestep="0.005"/>
+  <worldbody>
+    <geom type="plane" size="5 5 1" friction="0.5"/>
+    <body name="block" pos="0 0 0.1">
+      <joint name="x" type="slide" axis="1 0 0" limited="true" range="-0.5 0.5"/>
+      <joint name="z" type="slide" axis="0 0 1"/>
+      <joint name="pitch" type="hinge" axis="0 1 0" damping="0.1"/>
+      <geom name="block" type="capsule" fromto="-0.2 0 0 0.2 0 0" size="0.1" mass="2"/>
+    </body>
+  </worldbody>
+  <actuator>
+    <motor joint="x" gear="20" ctrllimited="true" ctrlrange="-1 1"/>
+    <motor joint="pitch" gear="2" ctrllimited="true" ctrlrange="-1 1"/>
+  </actuator>
+</mujoco>
+"""
+
+
+def block(engine):
+    """A capsule that slides and tips on a floor, between two walls."""
+    mass = Factor("mass", 2.0, 1.0, 4.0, "kg", "mass of the block")
+    friction = Factor("friction", 1.0, 0.2, 2.0, "1", "scales all friction")
+    factors = {
+        mass: (Edit("body_mass", "block"), Edit("body_inertia", "block")),
+        friction: (Edit("geom_friction", column=0),),
+    }
+    reward = lambda before, action, after: after.qpos[0]
+    return mjcf.from_mjcf(BLOCK, reward, engine=engine, factors=factors)
+
+
 CONTACT = {
+    "block": block,
     "halfcheetah": halfcheetah.halfcheetah,
     "hopper": hopper.hopper,
     "inverted_pendulum": inverted_pendulum.inverted_pendulum,
@@ -150,13 +184,15 @@ def test_mjx_and_c_agree_without_contacts(key):
 @pytest.mark.parametrize(
     "name",
     [
-        name if name == "halfcheetah" else pytest.param(name, marks=pytest.mark.slow)
+        name if name == "block" else pytest.param(name, marks=pytest.mark.slow)
         for name in CONTACT
     ],
 )
 def test_mjx_and_c_agree_with_contacts(key, name):
+    # Speeds of 20 m/s and rad/s, stiff contacts, four to twenty evaluations of the
+    # forces per step, in float32: 1e-4 of the largest speed. Measured on halfcheetah:
+    # 7e-5 at a speed of 26.
     qpos, qvel, speed = disagreement(key, CONTACT[name])
-    print(name, qpos, qvel, speed)
     assert qpos < 1e-4 and qvel < 1e-4 * max(speed, 1)
 
 

@@ -81,7 +81,7 @@ def test_an_agent_is_asked_for_its_deterministic_action(key):
         assert explore is False
         return state + memory, memory
 
-    unused = dict.fromkeys(("init", "adapt", "fit", "step"), None)
+    unused = dict.fromkeys({*types.Agent._fields} - {"begin", "act"})
     agent = types.Agent(**unused, begin=lambda state: 0.5 * state, act=act)
     policy, memory = evaluate.act_of(agent, jnp.array([0.5]))
     result = run(key, walk.make(), policy, 1, memory=memory)
@@ -177,5 +177,5 @@ def test_over_seeds_refuses_other_shapes(values):
 
 
 def test_over_seeds_refuses_a_level_outside_its_range():
-    with pytest.raises(ValueError, match=r"level must be in \(0, 1\), got 95"):
-        evaluate.over_seeds([1.0, 2.0], level=95)
+    with pytest.raises(ValueError, match=r"level must be in \(0, 1\), got 95.0"):
+        evaluate.over_seeds([1.0, 2.0], level=95.0)

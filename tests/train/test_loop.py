@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxwm import train
-from jaxwm.train import checkpoint, sinks
+from jaxwm.train import checkpoint, chunk, sinks
 from jaxwm.train.errors import ConfigError, RunError
 from tests.train import tiny
 
@@ -244,6 +244,21 @@ def test_other_seeds_than_the_checkpoints_are_refused(learner, tmp_path):
         train.fit(learner, seeds=[0, 1], num_iterations=2, run=run)
         with pytest.raises(ConfigError, match=r"seeds \[0, 1\], not \[0, 2\]"):
             train.fit(learner, seeds=[0, 2], num_iterations=4, run=run)
+
+
+def test_a_finished_run_is_read_without_compiling(learner, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a finished run was compiled")
+
+    for patched in (False, True):
+        if patched:
+            monkeypatch.setattr(chunk, "build", refuse)
+        with train.open_run(tmp_path, {}) as run:
+            result = train.fit(learner, seeds=[0, 1], num_iterations=3, run=run)
+        if not patched:
+            first = result
+    assert same_bits(first.state, result.state)
+    assert result.iteration == 3
 
 
 def test_a_disk_that_takes_no_rows_gives_one_clear_message(learner, tmp_path):

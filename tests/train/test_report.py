@@ -414,7 +414,12 @@ def test_numbers_are_written_for_people(value, digits, shown):
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
-    [(3.21, "3.2 s"), (60, "1 min 00 s"), (3599.6, "1 h 00 min"), (7260, "2 h 01 min")],
+    [
+        (3.21, "3.2 s"),
+        (60.0, "1 min 00 s"),
+        (3599.6, "1 h 00 min"),
+        (7260.0, "2 h 01 min"),
+    ],
 )
 def test_durations_are_written_for_people(seconds, shown):
     assert page.duration(seconds) == shown
@@ -423,6 +428,12 @@ def test_durations_are_written_for_people(seconds, shown):
 def test_the_meter_is_cut_at_both_ends_and_its_number_is_not():
     assert "width:100.0%" in page.meter(1.3) and ">1.30<" in page.meter(1.3)
     assert "width:0.0%" in page.meter(-0.4) and ">−0.40<" in page.meter(-0.4)
+
+
+def test_long_lists_of_settings_start_folded():
+    assert "<details open>" in page.pairs("Settings", {"a": 1, "b": 2}, fold=2)
+    assert "<details>" in page.pairs("Settings", {"a": 1, "b": 2, "c": 3}, fold=2)
+    assert "<details" not in page.pairs("Settings", {"a": 1})
 
 
 @pytest.mark.parametrize(

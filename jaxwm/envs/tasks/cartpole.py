@@ -57,7 +57,10 @@ BALANCE = EnvSpec(
     control_dt=DT,
     time_limit=200,
     factors=FACTORS,
-    doc="Keep a pole upright and the cart near the middle.",
+    random_return=27.9,
+    best_return=199.99,
+    doc="Keep a pole upright and the cart near the middle. Best return: "
+    "linear-quadratic control, mean of 1000 episodes (benchmarks/best_returns.py).",
 )
 
 SWINGUP = EnvSpec(
@@ -67,7 +70,10 @@ SWINGUP = EnvSpec(
     control_dt=DT,
     time_limit=500,
     factors=FACTORS,
-    doc="Swing a hanging pole up and hold it near the middle of the rail.",
+    random_return=21.3,
+    best_return=427.4,
+    doc="Swing a hanging pole up and hold it near the middle of the rail. Best return: "
+    "planning with the true model, 20 episodes (benchmarks/best_returns.py).",
 )
 
 

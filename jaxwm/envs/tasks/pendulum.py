@@ -50,7 +50,10 @@ SPEC = EnvSpec(
     control_dt=DT,
     time_limit=200,
     factors=FACTORS,
-    doc="Swing a rod up and hold it with a weak motor.",
+    random_return=-1199.0,
+    best_return=-132.0,
+    doc="Swing a rod up and hold it with a weak motor. Best return: dynamic "
+    "programming on a grid, mean of 1000 episodes (benchmarks/best_returns.py).",
 )
 
 

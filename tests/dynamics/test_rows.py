@@ -1,0 +1,94 @@
+"""Windows give the transitions that happened, and statistics of those alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxwm.dynamics import rows
+from jaxwm.types import Box, Discrete, Trajectory, Transition
+
+BOX = Box((-1.0,), (2.0,))
+
+
+def window(mask, discount, **extras):
+    """A window whose observation at row t is (t, 10 t)."""
+    t = jnp.arange(len(mask), dtype=jnp.float32)
+    obs = jnp.stack([t, 10 * t], -1)
+    action, reward = 100 + t[:, None], 1000 + t
+    return Trajectory(
+        obs, action, reward, jnp.array(discount), jnp.array(mask), dict(extras)
+    )
+
+
+def test_each_row_but_the_last_leads_to_the_next():
+    data = rows.transitions_of(window([1.0, 1, 1], [1.0, 1, 1]))
+    np.testing.assert_array_equal(data.obs[:, 0], [0, 1])
+    np.testing.assert_array_equal(data.next_obs[:, 0], [1, 2])
+    np.testing.assert_array_equal(data.action[:, 0], [100, 101])
+    np.testing.assert_array_equal(data.reward, [1000, 1001])
+    np.testing.assert_array_equal(data.valid, [1, 1])
+
+
+def test_the_step_into_a_termination_counts_and_padding_does_not():
+    data = rows.transitions_of(window([1.0, 1, 0, 0], [1.0, 0, 0, 0]))
+    np.testing.assert_array_equal(data.valid, [1, 1, 0])
+
+
+def test_the_step_across_a_time_limit_does_not_count():
+    data = rows.transitions_of(window([1.0, 1, 0, 0], [1.0, 1, 1, 1]))
+    np.testing.assert_array_equal(data.valid, [1, 0, 0])
+
+
+def test_stored_next_observations_make_every_row_a_transition():
+    after = jnp.full((3, 2), 7.0)
+    data = rows.transitions_of(window([1.0, 1, 0], [1.0, 0, 0], next_obs=after))
+    np.testing.assert_array_equal(data.next_obs, after)
+    np.testing.assert_array_equal(data.valid, [1, 1, 0])
+
+
+def test_one_row_without_a_next_observation_is_refused():
+    with pytest.raises(ValueError, match="at least 2 rows"):
+        rows.transitions_of(window([1.0], [1.0]))
+
+
+def test_actions_are_clipped_to_a_box_and_left_alone_when_discrete():
+    action = jnp.array([-3.0, 0.5, 9.0])[:, None]
+    np.testing.assert_array_equal(rows.clip_action(BOX, action)[:, 0], [-1, 0.5, 2])
+    assert rows.clip_action(Discrete(4), action) is action
+
+
+def transitions(key, num):
+    keys = jax.random.split(key, 3)
+    obs = 100 + 0.01 * jax.random.normal(keys[0], (num, 2))
+    next_obs = obs + 0.001 * jax.random.normal(keys[1], (num, 2))
+    action = jax.random.normal(keys[2], (num, 1))
+    ones = jnp.ones(num)
+    return Transition(obs, action, 5 + action[:, 0], ones, ones < 0, next_obs, ones, {})
+
+
+def test_targets_are_normalised_and_decoded_back(key):
+    data = transitions(key, 200)
+    statistics = rows.update_statistics(rows.no_statistics(2, 1), data, BOX)
+    steps = rows.Transitions(*data[:4], data.next_obs, data.mask)
+    y = rows.encode_target(statistics, steps)
+    np.testing.assert_allclose(y.mean(0), 0, atol=1e-2)
+    np.testing.assert_allclose(y.std(0), 1, atol=1e-2)
+    next_obs, reward = rows.decode_target(statistics, data.obs, y)
+    np.testing.assert_allclose(next_obs, data.next_obs, atol=2e-5)
+    np.testing.assert_allclose(reward, data.reward, rtol=1e-5)
+    x = rows.encode(statistics, data.obs, data.action, BOX)
+    np.testing.assert_allclose(x.mean(0), 0, atol=1e-2)
+    np.testing.assert_allclose(x.std(0), 1, atol=1e-2)
+
+
+def test_padding_does_not_enter_the_statistics(key):
+    data = transitions(key, 50)
+    padded = jax.tree.map(lambda x: jnp.concatenate([x, 9 * x[:10]]), data)
+    padded = padded._replace(mask=padded.mask.at[50:].set(0.0))
+    update = lambda data: rows.update_statistics(rows.no_statistics(2, 1), data, BOX)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+        update(data),
+        update(padded),
+    )
