@@ -62,6 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(error, errors.RunLockedError):
             return 3
         return 2 if isinstance(error, errors.ConfigError) else 1
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

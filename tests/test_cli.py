@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -14,7 +15,8 @@ import pytest
 
 import jaxwm
 from jaxwm import __main__ as cli
-from jaxwm.commands import assemble, surroundings
+from jaxwm import catalogue
+from jaxwm.commands import assemble, look, surroundings
 from jaxwm.train import checkpoint, run, sinks
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -128,6 +130,18 @@ def test_wrong_usage_ends_with_2_and_a_suggestion(arguments, message, capsys):
     assert message in text
 
 
+def test_a_device_that_is_not_there_is_named():
+    done = subprocess.run(
+        [*MODULE, "train", "polygrad", *TINY, "--platform", "tpu"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("jaxwm: no such device: ")
+
+
 def test_what_cannot_be_done_ends_with_1(tmp_path, capsys):
     status, text = failed(["data", "inspect", str(tmp_path)], capsys)
     assert status == 1
@@ -165,6 +179,14 @@ def test_the_surroundings_are_prepared_and_respected(monkeypatch, tmp_path):
     surroundings.prepare(seeds=3)
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "mine"
     assert os.environ["XLA_FLAGS"] == "--xla_force_host_platform_device_count=7"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "cores", "devices"),
+    [(1, 2, 1), (5, 2, 5), (16, 2, 16), (17, 2, 1), (64, 2, 16), (64, 8, 64)],
+)
+def test_seeds_get_a_host_device_each(seeds, cores, devices):
+    assert surroundings.host_devices(seeds, cores) == devices
 
 
 def test_without_a_home_there_is_no_cache(monkeypatch):
@@ -326,6 +348,55 @@ def test_a_signal_saves_and_names_the_command_to_go_on(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "run.env_steps was 1000000, now 10" in done.stderr
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """A system whose experiment is quick, in the catalogue."""
+
+    def experiment(key):
+        noise = jax.random.uniform(key)
+        return {"error": 0.1 * noise, "error/base": noise}
+
+    entry = catalogue.Entry(
+        "fake",
+        family="fakes",
+        source="nowhere",
+        bundle=None,
+        claim=catalogue.Below("error", 0.2, of="error/base"),
+        seeds=2,
+        summary="is quick",
+    )
+    module = types.SimpleNamespace(experiment=experiment)
+    monkeypatch.setitem(sys.modules, "jaxwm.recipes.fake", module)
+    monkeypatch.setattr(catalogue, "ENTRIES", (entry,))
+    return entry
+
+
+def test_an_experiment_is_judged_recorded_and_listed(
+    fake, monkeypatch, tmp_path, capsys
+):
+    assert cli.main(["run", "fake", "--out", str(tmp_path / "fake.json")]) == 0
+    assert "seed 1: holds: error" in capsys.readouterr().out
+    record = json.loads((tmp_path / "fake.json").read_text())
+    assert len(record["metrics"]) == 2
+    assert record["command"] == "jaxwm run fake --seeds 2"
+    monkeypatch.setattr(look, "_CLAIMS", tmp_path)
+    assert cli.main(["list"]) == 0
+    text = capsys.readouterr().out
+    assert "claim held on 2 of 2 seeds" in text
+    assert "error " in text
+
+    harder = fake._replace(claim=catalogue.Below("error", 0.05, of="error/base"))
+    monkeypatch.setattr(catalogue, "ENTRIES", (harder,))
+    assert cli.main(["run", "fake", "--seeds", "1"]) == 1
+    assert "seed 0: FAILS" in capsys.readouterr().out
+
+
+def test_what_does_not_learn_in_an_environment_is_not_trained(fake, capsys):
+    status, text = failed(["train", "fake"], capsys)
+    assert status == 2
+    assert "try: jaxwm run fake" in text
 
 
 def test_benchmarks_need_the_source(monkeypatch, tmp_path, capsys):

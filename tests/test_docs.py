@@ -76,6 +76,14 @@ def test_commands_exist(page):
             assert verb in __main__.VERBS, f"{page.name}: jaxwm {verb}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_files_named_in_the_text_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:tests|jaxwm|docs|benchmarks)/[^`<> ]+)`", text):
+        if "results" not in path:  # made by the benchmarks
+            assert (ROOT / path).exists(), f"{page.name} names {path}"
+
+
 def test_readme_lists_the_tasks_and_models_there_are():
     from jaxwm import catalogue, envs
 

@@ -58,11 +58,11 @@ def test_importing_the_environments_does_not_load_mujoco():
     assert loaded_by("from jaxwm import envs; envs.TASKS").isdisjoint(HEAVY)
 
 
-def test_importing_jaxwm_costs_at_most_a_third_of_a_second_beyond_jax():
+def test_importing_jaxwm_costs_at_most_a_third_of_a_second():
     # The least of a few: processor time, too, grows on a busy machine.
-    alone = min(processor_seconds("-c", "import jax") for _ in range(3))
-    both = min(processor_seconds("-c", "import jax, jaxwm") for _ in range(3))
-    assert both - alone <= 0.3
+    nothing = min(processor_seconds("-c", "pass") for _ in range(3))
+    jaxwm = min(processor_seconds("-c", "import jaxwm") for _ in range(3))
+    assert jaxwm - nothing <= 0.3
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("list",)])
@@ -188,15 +188,12 @@ def test_a_machine_without_python_is_told_what_to_install(tmp_path):
     assert not made.exists()
 
 
-def test_an_environment_that_works_is_used_again(tmp_path):
-    script = ["sh", str(ROOT / ".ci" / "venv")]
-    made = tmp_path / "environment"
-    for expected in ("Creating", "Using the environment found in"):
-        done = subprocess.run(
-            [*script, str(made), sys.executable], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith(expected)
+def test_an_environment_that_works_is_used_again():
+    done = subprocess.run(
+        ["sh", str(ROOT / ".ci" / "venv"), sys.prefix], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"Using the environment found in {sys.prefix}.\n"
 
 
 def test_the_installer_tells_fetching_from_installing():

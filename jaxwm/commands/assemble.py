@@ -91,6 +91,9 @@ def defaults(entry: Entry, name: str, task: str) -> Parts:
     """What a preset says."""
     module, chosen = entry.load(), preset(name, task)
     config = getattr(module, _MODEL.get(name, ""), None) or module.Config()
+    known = {field.name for field in dataclasses.fields(config)}
+    changes = {k: v for k, v in chosen.model.items() if k in known}
+    config = dataclasses.replace(config, **changes)
     return Parts(
         config=config, agent=chosen.agent, loop=chosen.loop, recency=chosen.recency
     )
@@ -173,10 +176,12 @@ def assemble(entry: Entry, run: RunConfig, parts: Parts) -> Assembly:
     env = make_env(run.env, run.engine, parts.env).env
     try:
         batch = envs.batch(env, run.num_envs, factors=run.factors)
-        model = entry.builder()(parts.config, env.spec)
         steps = run.num_envs * parts.loop.steps
         num_iterations = math.ceil(run.env_steps / steps)
         num_rounds = num_iterations * parts.loop.rounds
+        num_fits = num_rounds * parts.agent.fits + parts.loop.pretrain
+        config = presets.sized(parts.config, num_fits)
+        model = entry.builder()(config, env.spec)
         agent = agents.dream.dream(model, presets.sized(parts.agent, num_rounds))
         columns = math.ceil(run.replay_steps / run.num_envs)
         # Whole iterations are written at once.

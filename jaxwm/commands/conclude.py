@@ -6,6 +6,7 @@ Shapes: S seeds, E episodes, B imagined trajectories, H steps.
 import json
 import math
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,10 +43,12 @@ def conclude(
     rows = sinks.read(path / "metrics.jsonl")
     last = next((row for row in reversed(rows) if _METRIC in row), None)
     if last is None:
+        print(f"no evaluation in {path}/metrics.jsonl; try: jaxwm eval {path}")
         return
     returns = np.asarray(last[_METRIC], float)
     print(table(assembly, returns), flush=True)
     if assembly.run.report:
+        print("replaying imagined trajectories, filming ...", file=sys.stderr)
         page = write_report(path, document, assembly, iteration, state, last)
         print(f"report: {page}", flush=True)
 

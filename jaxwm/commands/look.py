@@ -50,26 +50,38 @@ def measured(name: str) -> list[str]:
 
 
 def tasks(arguments: list[str]) -> int:
-    """Lists tasks, or the factors of one."""
+    """Lists tasks, and what may vary in them."""
     parser = argparse.ArgumentParser(
         "jaxwm envs",
         description="List tasks; with a name, its sizes and factors of variation.",
     )
     parser.add_argument("name", nargs="?", help="one task in full")
+    parser.add_argument(
+        "--factors", action="store_true", help="all tasks in full; builds them first"
+    )
     options = parser.parse_args(arguments)
-    if options.name is None:
-        from jaxwm import envs
+    surroundings.prepare()
+    from jaxwm import envs
 
+    if options.name is not None:
+        _show(options.name)
+    elif options.factors:
+        for task in envs.TASKS:
+            _show(task.name)
+    else:
         for task in envs.TASKS:
             engines = ", ".join(task.engines)
             print(f"{task.name:<20}{engines:<18}{task.doc}")
         names = ", ".join(f"{a} = {b}" for a, b in envs.ALIASES.items())
-        print(f"also: {names}. Factors of variation: jaxwm envs NAME")
-        return 0
-    surroundings.prepare()
+        print(f"also: {names}. Factors of variation: jaxwm envs NAME, or --factors")
+    return 0
+
+
+def _show(name: str) -> None:
+    """One task in full."""
     from jaxwm.commands import assemble
 
-    spec = assemble.spec_of(options.name)
+    spec = assemble.spec_of(name)
     print(f"{spec.name}: {spec.doc}")
     print(f"observation  {spec.obs}")
     print(f"action       {spec.action}")
@@ -85,7 +97,6 @@ def tasks(arguments: list[str]) -> int:
             f"  --env.{factor.name:<18}{factor.default:<8g}{ends:<16}"
             f"{factor.unit:<8}{factor.doc}"
         )
-    return 0
 
 
 def doctor(arguments: list[str]) -> int:

@@ -16,6 +16,7 @@ def train(arguments: list[str]) -> int:
     name, rest = _split(arguments)
     first = _peek(rest)
     surroundings.prepare(platform=first.platform, seeds=max(1, first.seeds))
+    device = _device()
     from jaxwm.commands import assemble
     from jaxwm.train import run as runs
 
@@ -28,7 +29,7 @@ def train(arguments: list[str]) -> int:
         dataclasses.asdict(run),
         dataclasses.asdict(parts),
         seeds=assembly.seeds,
-        device=_device(),
+        device=device,
     )
     return _go(pathlib.Path(run.out), document, assembly)
 
@@ -61,10 +62,10 @@ def resume(arguments: list[str]) -> int:
     surroundings.prepare(
         platform=document["run"].get("platform"), seeds=len(document.get("seeds", [0]))
     )
+    now = {"versions": runs.versions(), "device": _device()}
     from jaxwm.commands import assemble
 
     entry, run, parts = assemble.parts_of(document)
-    now = {"versions": runs.versions(), "device": _device()}
     return _go(path, {**document, **now}, assemble.assemble(entry, run, parts))
 
 

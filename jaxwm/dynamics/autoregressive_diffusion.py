@@ -156,7 +156,7 @@ def autoregressive_diffusion(config: Config, spec: EnvSpec) -> WorldModel:
         pick_key, noise_key = jax.random.split(key)
         data, buffers = rows.transitions_of(window), state.buffers
         pick = jax.random.categorical(pick_key, jnp.log(data.valid))
-        one = jax.tree.map(lambda x: x[pick], data)
+        one = jax.tree.map(lambda x: jnp.take(x, pick, 0), data)
         ends = jnp.stack([one.reward, 1 - one.discount])
         here = stats.normalise(buffers["row"], jnp.concatenate([one.obs, ends]))
         x0 = jnp.stack([here, encode_obs(buffers, one.next_obs)])

@@ -171,7 +171,9 @@ def ensemble(config: Config, spec: EnvSpec) -> WorldModel:
         member_key, noise_key = jax.random.split(key)
         statistics = state.buffers["statistics"]
         best = jnp.argsort(state.buffers["score"])[: config.elites]
-        elites = jax.tree.map(lambda leaf: jnp.take(leaf, best, 0), state.buffers["ema"])
+        elites = jax.tree.map(
+            lambda leaf: jnp.take(leaf, best, 0), state.buffers["ema"]
+        )
         x = rows.encode(statistics, obs, action, spec.action)
         mean, log_var, logit = jax.vmap(predict, (0, None))(elites, x)  # [E, O + 1]
         chosen = jax.random.randint(member_key, (), 0, config.elites)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxwm.physics.mjx import library
 from jaxwm.types import EnvState
 
 SKY = (238, 242, 246)
@@ -23,7 +24,7 @@ class Outline(NamedTuple):
 
     points: np.ndarray  # [n, 2], m
     radius: float  # m
-    colour: tuple[int, int, int]
+    colour: tuple[int, ...]  # red, green, blue, up to 255
 
 
 class View(NamedTuple):
@@ -74,8 +75,9 @@ def model(model: Any, data: Any, size: tuple[int, int]) -> np.ndarray:
         right, up, back = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
         origin, half_height = model.stat.center, 0.75 * model.stat.extent
     plane = np.stack([right, up])
-    view = View(tuple(plane @ origin), half_height)
-    nearest_last = np.argsort(data.geom_xpos @ back)
+    view = View((plane[0] @ origin, plane[1] @ origin), half_height)
+    # Rounded, so that what lies in one plane keeps the order of the model.
+    nearest_last = np.argsort(np.round(data.geom_xpos @ back, 6), kind="stable")
     outlines = [_outline(model, data, g, plane, view) for g in nearest_last]
     return figure([o for o in outlines if o is not None], view, size)
 
@@ -137,8 +139,7 @@ def _turn(a, b, c) -> float:
 
 def _outline(model, data, geom: int, plane, view: View) -> Outline | None:
     """A geom as projected on the plane; None for what cannot be seen."""
-    import mujoco
-
+    mujoco = library()
     kind = mujoco.mjtGeom(model.geom_type[geom])
     material = model.geom_matid[geom]
     rgba = model.mat_rgba[material] if material >= 0 else model.geom_rgba[geom]

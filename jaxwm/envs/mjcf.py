@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxwm.envs import mjcf_child, mujoco
 from jaxwm.envs.mujoco_edits import Edit
+from jaxwm.physics.mjx import library
 from jaxwm.types import Box, Env, EnvSpec, Factor
 
 
@@ -48,8 +49,8 @@ def from_mjcf(
         reward: `(MjState before, action, MjState after) -> scalar`.
         terminated: `(MjState after) -> bool`; None never terminates.
         observe: `(MjState) -> array`; None gives positions and velocities.
-        start: `(key, params, reference MjState) -> (qpos, qvel)`; None starts at rest in
-            the reference pose, every number moved by up to 0.01.
+        start: `(key, params, reference MjState) -> (qpos, qvel)`; None starts at rest
+            in the reference pose, every number moved by up to 0.01.
         engine: `"c"`, `"mjx"` or `"warp"`.
         num_substeps: timesteps of the model per action.
         time_limit: steps until `truncated`.
@@ -130,10 +131,10 @@ def load(
         }
         error = _ask_child(request)
         if error is not None:
-            raise ValueError(f"the model {path or 'given as text'} is refused: {error}.")
-        import mujoco as library
-
-        return library.MjModel.from_binary_path(result)
+            raise ValueError(
+                f"the model {path or 'given as text'} is refused: {error}."
+            )
+        return library().MjModel.from_binary_path(result)
 
 
 def _ask_child(request: dict) -> str | None:
@@ -168,7 +169,8 @@ def _bounds(model) -> Box:
     if not model.nu or not limited.all():
         free = [model.actuator(i).name or i for i in np.flatnonzero(~limited)]
         raise ValueError(
-            f"every actuator must have a control range, {free or 'the model'} has none; "
+            "every actuator must have a control range, "
+            f"{free or 'the model'} has none; "
             'add ctrllimited="true" and ctrlrange="low high".'
         )
     low, high = model.actuator_ctrlrange.T
@@ -179,6 +181,10 @@ def _start(key, params, reference):
     del params
     low, high = -0.01, 0.01
     position_key, velocity_key = jax.random.split(key)
-    shift = jax.random.uniform(position_key, reference.qpos.shape, minval=low, maxval=high)
-    qvel = jax.random.uniform(velocity_key, reference.qvel.shape, minval=low, maxval=high)
+    shift = jax.random.uniform(
+        position_key, reference.qpos.shape, minval=low, maxval=high
+    )
+    qvel = jax.random.uniform(
+        velocity_key, reference.qvel.shape, minval=low, maxval=high
+    )
     return reference.qpos + shift, qvel

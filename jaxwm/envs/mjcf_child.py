@@ -1,21 +1,23 @@
 """Compiles one MJCF file of unknown origin; run as a program, never imported.
 
-Reads a request as JSON from standard input, limits its own time and memory as that asks,
-writes the compiled model to the path in it, and answers with JSON `{"error": text or
-null}`. It imports nothing of jaxwm, so that it starts fast and stays small.
+Reads a request as JSON from standard input, limits its own time and memory as that
+asks, writes the compiled model to the path in it, and answers with JSON `{"error": text
+or null}`. It imports nothing of jaxwm, so that it starts fast and stays small.
 """
 
+import importlib
 import json
 import math
 import pathlib
 import sys
 import xml.etree.ElementTree as ElementTree
+from typing import Any
 
 FOLDERS = ("assetdir", "meshdir", "texturedir")
 MAX_DEPTH = 20  # of files that include files
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The model must not be used; the message says why."""
 
 
@@ -26,7 +28,7 @@ def main() -> None:
     try:
         compile_model(request)
         error = None
-    except Refused as refusal:
+    except RefusedError as refusal:
         error = str(refusal)
     except MemoryError:
         error = "it needs more memory than allowed"
@@ -56,8 +58,7 @@ def compile_model(request: dict) -> None:
     if not binary:
         text = text if path is None else pathlib.Path(path).read_text("utf-8")
         check_files(text, root)
-    import mujoco
-
+    mujoco: Any = importlib.import_module("mujoco")
     config = mujoco.MjLogConfig.get()
     config.logto_file = False
     config.set()
@@ -74,9 +75,9 @@ def compile_model(request: dict) -> None:
 def check_files(text: str, root: pathlib.Path | None, depth: int = 0) -> None:
     """Refuses files outside of the model's own folder, also through links."""
     if depth > MAX_DEPTH:
-        raise Refused(f"its files include each other more than {MAX_DEPTH} deep")
+        raise RefusedError(f"its files include each other more than {MAX_DEPTH} deep")
     if "<!DOCTYPE" in text.upper() or "<!ENTITY" in text.upper():
-        raise Refused("it declares a document type, which MJCF has no use for")
+        raise RefusedError("it declares a document type, which MJCF has no use for")
     folders = [""]
     elements = list(ElementTree.fromstring(text).iter())
     for element in elements:
@@ -87,11 +88,13 @@ def check_files(text: str, root: pathlib.Path | None, depth: int = 0) -> None:
         for name, value in element.attrib.items():
             # MuJoCo reads NaN as "not given", which is not what the author meant.
             if name not in ("name", "class") and "nan" in value.lower().split():
-                raise Refused(f'{name}="{value}" of <{element.tag}> is not finite')
+                raise RefusedError(f'{name}="{value}" of <{element.tag}> is not finite')
             if not (name.startswith("file") or name in FOLDERS) or not value:
                 continue
             if root is None:
-                raise Refused(f'it names the file "{value}", but is a text by itself')
+                raise RefusedError(
+                    f'it names the file "{value}", but is a text by itself'
+                )
             for folder in folders if name.startswith("file") else [""]:
                 check_inside(root, folder, value)
             inner = root / value
@@ -104,7 +107,7 @@ def check_inside(root: pathlib.Path, folder: str, value: str) -> None:
     place = pathlib.PurePosixPath(folder.replace("\\", "/")) / value.replace("\\", "/")
     outside = place.is_absolute() or ".." in place.parts or ":" in str(place)
     if outside or not (root / place).resolve().is_relative_to(root):
-        raise Refused(f'it names the file "{value}" outside of its folder {root}')
+        raise RefusedError(f'it names the file "{value}" outside of its folder {root}')
 
 
 def check_numbers(model) -> None:
@@ -118,7 +121,7 @@ def check_numbers(model) -> None:
                 continue
             numbers = np.asarray(value)
             if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
-                raise Refused(f"{prefix}{name} is not finite")
+                raise RefusedError(f"{prefix}{name} is not finite")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Environments on MuJoCo: one description of a task, stepped by any of three engines.
 
-| engine | steps with | differentiable | runs on |
-| --- | --- | --- | --- |
-| `"mjx"` | `mujoco.mjx`, compiled by XLA | forward mode; reverse without constraints | all |
-| `"c"` | MuJoCo's threads behind a callback | no | CPU, also beside a GPU |
-| `"warp"` | MuJoCo Warp | no | NVIDIA GPUs |
+- `"mjx"`: `mujoco.mjx`, compiled by XLA, on any device. Derivatives flow in forward
+  mode, and in reverse mode where nothing is constrained.
+- `"c"`: MuJoCo's threads behind a callback, on the CPU, also beside a GPU. No
+  derivatives. The fastest on CPUs where there are contacts.
+- `"warp"`: MuJoCo Warp, on NVIDIA GPUs. No derivatives.
 
 A task's physics are `MjState(qpos, qvel, act, qacc_warmstart)` whatever the engine, so
 a state saved under one can be continued under another. Observation and reward are
@@ -109,12 +109,9 @@ def reference_state(model: Any) -> MjState:
 
 def asset(name: str) -> Any:
     """`mujoco.MjModel` of one of our own files; others go through `mjcf.load`."""
-    import mujoco
-
-    mujoco_c.keep_files_away(mujoco)
     folder = importlib.resources.files("jaxwm.envs.tasks") / "assets"
     text = (folder / f"{name}.xml").read_text(encoding="utf-8")
-    return mujoco.MjModel.from_xml_string(text)
+    return mjx.library().MjModel.from_xml_string(text)
 
 
 def _device_stepper(model, spec, fields, num_substeps, **options) -> Callable:
@@ -130,8 +127,7 @@ def _device_stepper(model, spec, fields, num_substeps, **options) -> Callable:
 
 
 def _check(model, spec: EnvSpec, engine: str, num_substeps: int) -> None:
-    import mujoco
-
+    mujoco = mjx.library()
     if engine not in ENGINES:
         unknown("engine", engine, ENGINES, spec.name)
     if num_substeps < 1:

@@ -14,20 +14,19 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import buffer_callback
 from jaxtyping import Array, Float
 
 from jaxwm.envs import mujoco_edits
-from jaxwm.physics.mjx import MjState
+from jaxwm.physics.mjx import MjState, library
 from jaxwm.types import EnvSpec
 
 MAX_BATCHES = 8  # kept for re-use; a run sees few sizes (training, evaluation, shards)
 
 
 class _Rows(NamedTuple):
-    """A batch of simulations of MuJoCo's, with the factors its models were last given."""
+    """A batch of MuJoCo's, with the factors that its models were last given."""
 
     batch: Any  # mujoco.batch.Batch
     qpos: np.ndarray  # views of its state, [n, Q]
@@ -110,10 +109,9 @@ def _outputs(arrays) -> tuple[np.ndarray, ...]:
 
 def _host_stepper(model, spec, edits, num_substeps, num_threads):
     """`advance((qpos, qvel, act, warmstart, ctrl, values), outs)`, filling `outs`."""
-    import mujoco
+    mujoco = library()
     from mujoco import batch as mujoco_batch
 
-    keep_files_away(mujoco)
     # A simulation that blows up goes on from the reference pose, and counts these.
     blown_up = [
         mujoco.mjtWarning.mjWARN_BADQPOS.value,
@@ -129,7 +127,7 @@ def _host_stepper(model, spec, edits, num_substeps, num_threads):
         batch = mujoco_batch.Batch(model, n, num_threads)
         bind = batch.bind
         views = [bind(name) for name in (*MjState._fields, "ctrl")]
-        return _Rows(batch, *views, np.tile(default, (n, 1)))
+        return _Rows(batch, *views, values=np.tile(default, (n, 1)))
 
     def take(n, values) -> _Rows:
         """An idle batch of n rows, best one with these factors already."""
@@ -190,10 +188,3 @@ def _host_stepper(model, spec, edits, num_substeps, num_threads):
         give_back(rows)
 
     return advance
-
-
-def keep_files_away(mujoco: Any) -> None:
-    """MuJoCo's warnings go to the console only, not to MUJOCO_LOG.TXT as well."""
-    config = mujoco.MjLogConfig.get()
-    config.logto_file = False
-    config.set()

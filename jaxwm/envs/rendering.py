@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from jaxwm.envs import drawing, mujoco_edits
+from jaxwm.physics.mjx import library
 from jaxwm.types import Env, EnvSpec, EnvState
 
 Size = int | tuple[int, int]  # of a square, or (height, width), in pixels
@@ -115,8 +116,7 @@ def missing_gl() -> str | None:
 
 def _posed(model, edits, spec, state):
     """Model and data of a state, with everything derived from it."""
-    import mujoco
-
+    mujoco = library()
     values = np.array([state.params[f.name] for f in spec.factors], np.float32)
     model = copy.copy(model)
     for field, value in mujoco_edits.apply(edits, spec, values).items():
@@ -129,8 +129,7 @@ def _posed(model, edits, spec, state):
 
 
 def _render(model, scenes, size) -> list[np.ndarray]:
-    import mujoco
-
+    mujoco = library()
     height, width = size
     model = copy.copy(model)
     model.vis.global_.offheight = height
@@ -167,8 +166,7 @@ def _render(model, scenes, size) -> list[np.ndarray]:
 
 def _gl_class():
     """The class of MuJoCo's GL contexts; raises what the missing library raises."""
-    import mujoco
-
+    mujoco = library()
     display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if os.environ.get("MUJOCO_GL") or display or sys.platform != "linux":
         return mujoco.GLContext  # type: ignore
@@ -182,8 +180,7 @@ def _try_gl(choice: str) -> str | None:
     """Renders one pixel; `choice` is the variable that the outcome depends on."""
     if choice.lower() in ("disable", "disabled", "off", "false", "0"):
         return f"MUJOCO_GL is {choice}"
-    import mujoco
-
+    mujoco = library()
     model = mujoco.MjModel.from_xml_string("<mujoco/>")
     try:
         _render(model, [(model, mujoco.MjData(model))], (1, 1))

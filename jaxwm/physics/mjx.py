@@ -11,6 +11,7 @@ package mujoco-mjx 3.17.
 
 import contextlib
 import io
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -44,7 +45,8 @@ class Simulator(NamedTuple):
 
     model: PyTree  # mjx.Model
     blank: PyTree  # mjx.Data
-    rest: Rest | None  # None: constraints do not need it, or masses may not vary
+    rest: Rest | None  # None: not known for this kind of model, masses may not vary
+    constrained: bool  # whether limits, contacts, friction or equalities can act
 
 
 def put(
@@ -60,9 +62,9 @@ def put(
     Args:
         model: `mujoco.MjModel`; not kept.
         impl: `"jax"` (XLA, any device) or `"warp"` (NVIDIA GPUs).
-        iterations: of the constraint solver; None keeps the model's. The XLA engine runs
-            a whole batch until its slowest member has converged, so this bounds the time.
-        ls_iterations: of its line search.
+        iterations: of the constraint solver; None keeps the model's. XLA runs a whole
+            batch until its slowest member has converged, so this bounds the time.
+        ls_iterations: of its line search, which XLA always runs to this bound.
         max_envs: with `"warp"`, the environments that share one buffer of contacts.
 
     Raises:
@@ -104,7 +106,9 @@ def put(
     }
     options = {name: value for name, value in options.items() if value is not None}
     put_model = put_model.tree_replace(options) if options else put_model
-    return Simulator(put_model, blank, _rest(mujoco, model))
+    return Simulator(
+        put_model, blank, _rest(mujoco, model), _is_constrained(mujoco, model)
+    )
 
 
 def step(
@@ -129,7 +133,7 @@ def step(
         is a `while_loop`.
     """
     _, mjx = _load()
-    model, blank, _ = simulator
+    model, blank = simulator.model, simulator.blank
 
     def substep(state, _):
         data = blank.replace(
@@ -157,8 +161,8 @@ def edited(simulator: Simulator, fields: Mapping[str, Array]) -> Simulator:
         body_invweight0[b] = (tr J_b M⁻¹ Jᵀ_b, tr R_b M⁻¹ Rᵀ_b) / 3
 
     with the Jacobians J of the centres of mass and R of the rotations in the reference
-    pose, as `mj_setConst` does. Only for models of hinges and slides; lengths and places may change only where
-    nothing is constrained.
+    pose, as `mj_setConst` does. Only for models of hinges and slides; lengths and
+    places may change only where nothing is constrained.
 
     Args:
         simulator: from `put`.
@@ -167,15 +171,15 @@ def edited(simulator: Simulator, fields: Mapping[str, Array]) -> Simulator:
     Raises:
         ValueError: for fields that do not exist or cannot change.
     """
-    model, blank, rest = simulator
     check_editable(simulator, fields)
+    model, rest = simulator.model, simulator.rest
     fields = dict(fields)
-    if rest is not None and not INERTIAL.isdisjoint(fields):
+    if simulator.constrained and not INERTIAL.isdisjoint(fields):
         mass = fields.get("body_mass", model.body_mass)
         inertia = fields.get("body_inertia", model.body_inertia)
         armature = fields.get("dof_armature", model.dof_armature)
-        fields |= _derived(rest, mass, inertia, armature)
-    return Simulator(model.tree_replace(fields), blank, rest)
+        fields |= _derived(rest, mass, inertia, armature)  # type: ignore
+    return simulator._replace(model=model.tree_replace(fields))
 
 
 # Fields that enter the joint-space inertia without moving anything.
@@ -188,13 +192,13 @@ GEOMETRIC = frozenset(
 
 def check_editable(simulator: Simulator, names) -> None:
     """Raises ValueError unless `edited` can change these fields."""
-    model, _, rest = simulator
+    model, rest = simulator.model, simulator.rest
     names = set(names)
     for name in names:
         holder, _, field = name.rpartition(".")
         if not hasattr(model.opt if holder == "opt" else model, field):
             raise ValueError(f'"{name}" is not a field of mjx.Model.')
-    if not _is_constrained(simulator):
+    if not simulator.constrained:
         return
     if names & GEOMETRIC:
         raise ValueError(
@@ -260,16 +264,44 @@ def _rest(mujoco, model) -> Rest | None:
     return Rest(linear.astype(np.float32), angular.astype(np.float32), subtree)
 
 
-def _is_constrained(simulator: Simulator) -> bool:
-    """Whether limits, contacts, friction or equalities act in this model."""
-    rows = getattr(simulator.blank._impl, "efc_J", None)
-    return rows is None or rows.size > 0
+def _is_constrained(mujoco, model) -> bool:
+    contacts = bool(model.npair) or bool(
+        (model.geom_contype[:, None] & model.geom_conaffinity[None]).any()
+    )
+    if model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_CONTACT:
+        contacts = False
+    others = (
+        model.jnt_limited,
+        model.tendon_limited,
+        model.dof_frictionloss,
+        model.tendon_frictionloss,
+    )
+    return contacts or bool(model.neq) or any(array.any() for array in others)
+
+
+def library() -> Any:
+    """The package `mujoco`, told to leave no MUJOCO_LOG.TXT where it is run.
+
+    Where the library of graphics that MUJOCO_GL names is missing, importing `mujoco`
+    fails; physics need no graphics, so the variable is then dropped.
+    """
+    try:
+        import mujoco
+    except (AttributeError, OSError):
+        if os.environ.pop("MUJOCO_GL", None) is None:
+            raise
+        import mujoco
+    package: Any = mujoco
+    config = package.MjLogConfig.get()
+    config.logto_file = False
+    config.set()
+    return package
 
 
 def _load():
     """`mujoco` and `mujoco.mjx`; the latter prints about optional parts it lacks."""
+    mujoco = library()
     with contextlib.redirect_stdout(io.StringIO()):
-        import mujoco
         from mujoco import mjx
     return mujoco, mjx
 

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxwm import diffusion, nn, rl
 from jaxwm.core import dists, optimise, stats, tree
+from jaxwm.dynamics import innovations
 from jaxwm.dynamics.whole_trajectory import whole_trajectory
 from jaxwm.types import (
     EnvSpec,
@@ -32,9 +33,6 @@ from jaxwm.types import (
     Transition,
     WorldModel,
 )
-
-_MOST_INNOVATION = 6.0  # whitened residuals are cut here while the head is young
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -156,6 +154,7 @@ def polygrad(config: Config, spec: EnvSpec) -> WorldModel:
     steps = diffusion.ancestral(levels, eta=config.eta)
     is_known = np.zeros(row_shape, bool)
     is_known[0, :obs_size] = True
+    is_reward = np.arange(row_size) == obs_size
     low, high = (jnp.asarray(b, jnp.float32) for b in (spec.action.low, spec.action.high))
     has_noise = config.process_noise == "innovations"
     network, head = _networks(config, obs_size)
@@ -176,7 +175,7 @@ def polygrad(config: Config, spec: EnvSpec) -> WorldModel:
             params["head"] = head.init(head_key, jnp.zeros(obs_size + act_size))
         floor = jnp.full(row_size, 1e-3).at[-1].set(config.terminal_floor)
         buffers = {
-            "ema": params,
+            "ema": jax.tree.map(jnp.copy, params),
             "rows": stats.moments(row_size)._replace(floor=floor),
             "action": stats.moments(act_size, floor=1e-3),
             "log_guidance": jnp.asarray(np.log(config.guidance_scale), jnp.float32),
@@ -206,11 +205,17 @@ def polygrad(config: Config, spec: EnvSpec) -> WorldModel:
         """Denoising loss of one window, its first observation known."""
         x0, mask = encode(buffers, window)
         action = stats.normalise(buffers["action"], window.action)
-        innovation, head_loss = None, 0.0
+        innovation, head_loss = None, jnp.zeros(())
         if has_noise:
-            clipped = jnp.clip(window.action, low, high)
-            inputs = stats.normalise(buffers["action"], clipped)
-            innovation, head_loss = innovations(params, buffers, x0, inputs, mask)
+            bounded = jnp.clip(window.action, low, high)
+            pairs = (
+                x0[:, :obs_size],
+                stats.normalise(buffers["action"], bounded),
+                mask[1:, 0] * mask[:-1, 0],
+            )
+            head_loss = innovations.head_loss(head, params["head"], *pairs)
+            # Whitened by the averaged head, which moves least.
+            innovation = innovations.innovations(head, buffers["ema"]["head"], *pairs)
         denoise, _ = make_denoiser(params, buffers, x0[0], innovation)
         value, error = diffusion.loss(
             key, denoise, diffusion.uniform(schedule), x0, action, mask=mask
@@ -220,7 +225,7 @@ def polygrad(config: Config, spec: EnvSpec) -> WorldModel:
             "obs_error": jnp.mean(error[:, :obs_size]),
             "reward_error": jnp.mean(error[:, obs_size]),
             "terminal_error": jnp.mean(error[:, -1]),
-            "head_loss": jnp.asarray(head_loss),
+            "head_loss": head_loss,
         }
         return value + head_loss, metrics
 
@@ -236,7 +241,7 @@ def polygrad(config: Config, spec: EnvSpec) -> WorldModel:
             [window.obs, window.reward[:, None], terminal[:, None]], -1
         )
         x0 = stats.normalise(buffers["rows"], rows)
-        x0 = x0.at[:, obs_size].multiply(real)
+        x0 = jnp.where(is_reward & (real[:, None] == 0), 0.0, x0)
         reached = jnp.append(real[:1], jnp.maximum(real[1:], real[:-1] * terminal[:-1]))
         mask = jnp.concatenate(
             [
@@ -247,30 +252,6 @@ def polygrad(config: Config, spec: EnvSpec) -> WorldModel:
             -1,
         )
         return x0, mask
-
-    def innovations(params, buffers, x0, action, mask):
-        """Whitened one-step residuals `[T, O]` of a window, and the head's loss."""
-        obs, valid = x0[:, :obs_size], mask[1:, 0] * mask[:-1, 0]
-        change = obs[1:] - obs[:-1]
-        inputs = jnp.concatenate([obs, action], -1)[:-1]
-
-        def judge(inputs, change):
-            mean, lower, scale = head.apply(params["head"], inputs)
-            frozen = jax.lax.stop_gradient(change - mean)
-            log_loss = 0.5 * nn.whiten(frozen, lower, scale) ** 2 + jnp.log(scale)
-            mean, lower, scale = head.apply(buffers["ema"]["head"], inputs)
-            return (
-                nn.whiten(change - mean, lower, scale),
-                jnp.mean((change - mean_now(inputs)) ** 2) + jnp.mean(log_loss),
-            )
-
-        def mean_now(inputs):
-            return head.apply(params["head"], inputs)[0]
-
-        xi, losses = jax.vmap(judge)(inputs, change)
-        xi = jnp.clip(xi, -_MOST_INNOVATION, _MOST_INNOVATION) * valid[:, None]
-        xi = jnp.concatenate([xi, jnp.zeros((1, obs_size))])
-        return xi, jnp.sum(losses * valid) / jnp.maximum(jnp.sum(valid), 1.0)
 
     def loss(key: Key[Array, ""], state: ModelState, window: Trajectory):
         value, metrics = errors(key, state.params, state.buffers, window)

@@ -96,12 +96,13 @@ def fit(
             stop = stack.enter_context(signals.polite(show.note))
             for line in checkpoint.tidy(run.path):
                 show.note(line)
-            if num_iterations in checkpoint.steps(run.path)[-1:]:
+            if num_iterations <= max(checkpoint.steps(run.path), default=-1):
                 return _finished(learner, numbers, run, config, show)
         with show.compiling("the training loop"):
             program = chunk.build(
                 learner, numbers, log_every=log_every, evaluate=evaluate
             )
+        show.note(f"the loop needs {program.num_bytes / 1e6:,.0f} MB")
         saved, state, spent = _begin(program, run, config, show)
         iteration = saved or 0
         outputs = [*sinks]
@@ -186,7 +187,7 @@ def _check(num_iterations, log_every, eval_every, evaluate, chunk_size) -> None:
 
 
 def _finished(learner: Learner, seeds, run: RunDir, config: dict, show) -> Fitted:
-    """The end of a run that has reached it before; nothing is compiled for it."""
+    """The end of a run that has been reached before; nothing is compiled for it."""
     template = jax.eval_shape(jax.vmap(lambda seed: chunk.start(learner, seed)), seeds)
     iteration, state, extra = checkpoint.restore(run.path, template, below="learner")
     _check_seeds(run, extra, config)

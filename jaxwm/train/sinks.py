@@ -2,8 +2,9 @@
 
     {"iteration": 40, "step": 4000, "seconds": 12.5, "model/loss": [0.1, 0.2, 0.1]}
 
-`step` counts environment steps of one seed; values have one entry per seed, in the
-run's order of seeds, null where there is no number.
+`step` counts environment steps of one seed, `seconds` wall time since the first start
+without compiling. Values have one entry per seed, in the run's order of seeds, null
+where there is no number.
 """
 
 import errno

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 
 from jaxwm.core import dists
 from jaxwm.dynamics import Step, from_step
@@ -34,11 +35,18 @@ def step(key, state, obs, action):
     return Step(after + noise, obs[0] + 10 * action[0], 1 - action[0], {"noise": noise})
 
 
+def roll(model, memory, actor, horizon):
+    def imagine(memory):
+        return model.imagine(jax.random.key(1), STATE, memory, actor, horizon)
+
+    return quick.jit(imagine)(memory)
+
+
 def test_given_actions_roll_out_the_step_by_hand():
     model = from_step(SPEC, step, **REST)
     actions = jnp.array([[0.5], [-0.25], [1.0]])
     start = jnp.array([1.0, 3.0])
-    rollout = model.imagine(jax.random.key(1), STATE, start, actions, 3)
+    rollout = roll(model, start, actions, 3)
     noise = np.asarray(rollout.info["noise"])
     s0, s1 = [1.0], [3.0]
     for t in range(2):
@@ -58,7 +66,7 @@ def test_a_policy_acts_on_the_feature_of_its_own_step():
     model = from_step(SPEC, step, **REST)
     policy = lambda feature: dists.Normal(0.1 * feature[:1], jnp.full(1, 1e-6))
     start = jnp.array([1.0, 3.0])
-    rollout = model.imagine(jax.random.key(1), STATE, start, policy, 4)
+    rollout = roll(model, start, policy, 4)
     np.testing.assert_allclose(rollout.action, 0.1 * rollout.feature[:, :1], atol=1e-5)
 
 
@@ -66,8 +74,8 @@ def test_a_longer_horizon_begins_with_the_shorter_one():
     model = from_step(SPEC, step, **REST)
     policy = lambda feature: dists.Normal(jnp.zeros(1), jnp.ones(1))
     start = jnp.array([1.0, 3.0])
-    short = model.imagine(jax.random.key(1), STATE, start, policy, 2)
-    long = model.imagine(jax.random.key(1), STATE, start, policy, 5)
+    short = roll(model, start, policy, 2)
+    long = roll(model, start, policy, 5)
     for a, b in zip(short[:5], long[:5], strict=True):
         np.testing.assert_array_equal(a, b[:2])
 
@@ -98,7 +106,7 @@ def test_a_model_with_a_memory_of_its_own_may_lack_observations():
         memory = model.observe(
             jax.random.key(0), STATE, memory, jnp.ones(2), jnp.zeros(1), is_first
         )
-    rollout = model.imagine(jax.random.key(1), STATE, memory, jnp.zeros((2, 1)), 2)
+    rollout = roll(model, memory, jnp.zeros((2, 1)), 2)
     assert rollout.obs is None
     np.testing.assert_array_equal(rollout.feature[:, 0], [3, 4])
     np.testing.assert_array_equal(rollout.reward, [6, 6])
@@ -111,7 +119,7 @@ def test_nested_observations_are_flattened_into_the_feature():
     assert jax.tree.map(jnp.shape, model.initial(STATE, None)) == {"a": (2,), "b": ()}
     memory = {"a": jnp.array([1.0, 2.0]), "b": jnp.array(3.0)}
     np.testing.assert_array_equal(model.feature(STATE, memory), [1, 2, 3])
-    rollout = model.imagine(jax.random.key(0), STATE, memory, jnp.zeros((4, 1)), 4)
+    rollout = roll(model, memory, jnp.zeros((4, 1)), 4)
     assert jax.tree.map(jnp.shape, rollout.obs) == {"a": (4, 2), "b": (4,)}
 
 
@@ -121,7 +129,7 @@ def test_a_rollout_says_when_it_is_not_finite():
     start = jnp.ones(2)
     for horizon, finite in ((2, True), (3, False)):
         actions = jnp.zeros((horizon, 1))
-        rollout = model.imagine(jax.random.key(0), STATE, start, actions, horizon)
+        rollout = roll(model, start, actions, horizon)
         assert rollout.info["finite"] == finite
 
 

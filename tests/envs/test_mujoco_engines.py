@@ -6,10 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
-from mujoco import batch as mujoco_batch
 
-from jaxwm import envs
 from jaxwm.core import loop
 from jaxwm.envs import mjcf, mujoco
 from jaxwm.envs.mujoco import Edit
@@ -24,6 +21,7 @@ from jaxwm.envs.tasks import (
     walker2d,
 )
 from jaxwm.types import Factor
+from tests.envs.mujoco_states import actions, rolled, starts
 
 PAIRS = {
     "pendulum": (mujoco_pendulum.pendulum, pendulum.pendulum),
@@ -79,37 +77,6 @@ def as_plain(name, physics):
     return cartpole.Cartpole(qpos[..., 0], qvel[..., 0], qpos[..., 1], qvel[..., 1])
 
 
-def starts(key, env, num, speed=4.0):
-    """States faster than the usual starts, with factors drawn over their ranges."""
-    start_key, speed_key, params_key = jax.random.split(key, 3)
-    ranges = envs.factors.ranges(env.spec, "range")
-    draw = lambda key: envs.factors.sample(key, env.spec, ranges)
-    params = jax.vmap(draw)(loop.fold_in_each(params_key, num))
-    state = jax.vmap(env.reset)(loop.fold_in_each(start_key, num), params)
-    qvel = jax.random.uniform(speed_key, state.physics.qvel.shape, minval=-1.0)
-    return jax.vmap(env.reset_to)(state.physics._replace(qvel=speed * qvel), params)
-
-
-def actions(key, env, *shape):
-    """Actions of which some are outside of their bounds."""
-    high = jnp.array(env.spec.action.high)
-    shape = (*shape, env.spec.action.size)
-    return 1.2 * high * jax.random.uniform(key, shape, minval=-1.0)
-
-
-def rolled(env, state, steps):
-    """Physics after actions `[T, ...]`, drawn beforehand."""
-
-    def step(state, action):
-        return env.step(jax.random.key(0), state, action), None
-
-    return jax.lax.scan(step, state, steps)[0].physics
-
-
-def assert_equal(tree, other):
-    jax.tree.map(np.testing.assert_array_equal, tree, other)
-
-
 @pytest.mark.parametrize(
     ("name", "engine"),
     [("pendulum", "mjx"), ("swingup", "mjx"), *((name, "c") for name in PAIRS)],
@@ -138,9 +105,7 @@ def test_one_step_equals_the_task_in_pure_jax(key, name, engine):
 def test_the_rails_end_stops_the_cart_as_in_pure_jax():
     ours, plain = mujoco_cartpole.swingup(engine="c"), cartpole.cartpole_swingup()
     physics = mujoco.reference_state(mujoco.asset("cartpole"))
-    physics = physics._replace(
-        qpos=jnp.array([2.39, 0.3]), qvel=jnp.array([2.0, -0.5])
-    )
+    physics = physics._replace(qpos=jnp.array([2.39, 0.3]), qvel=jnp.array([2.0, -0.5]))
     key, action = jax.random.key(0), jnp.array([0.5])
     after = ours.step(key, ours.reset_to(physics), action)
     other = plain.reset_to(as_plain("swingup", physics))
@@ -194,121 +159,6 @@ def test_mjx_and_c_agree_with_contacts(key, name):
     # 7e-5 at a speed of 26.
     qpos, qvel, speed = disagreement(key, CONTACT[name])
     assert qpos < 1e-4 and qvel < 1e-4 * max(speed, 1)
-
-
-def count_calls(monkeypatch):
-    sizes = []
-    whole = mujoco_batch.Batch.step
-
-    def step(self, ids=None, nstep=1, **kwargs):
-        sizes.append((self.nsim, nstep))
-        return whole(self, ids, nstep, **kwargs)
-
-    monkeypatch.setattr(mujoco_batch.Batch, "step", step)
-    return sizes
-
-
-def test_one_host_call_steps_all_seeds_and_environments(key, monkeypatch):
-    sizes = count_calls(monkeypatch)
-    env = halfcheetah.halfcheetah(engine="c")
-    start_key, action_key = jax.random.split(key)
-    state = starts(start_key, env, 6)
-    state = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), state)
-    steps = actions(action_key, env, 4, 2, 3)
-    roll = jax.vmap(jax.vmap(lambda s, a: rolled(env, s, a), (0, 1)), (0, 1))
-    jax.block_until_ready(jax.jit(roll)(state, steps))
-    assert sizes == [(6, 5)] * 4
-
-
-@pytest.mark.parametrize("num_threads", [1, 3])
-def test_threads_and_batch_size_change_no_bit(key, num_threads):
-    env = hopper.hopper(engine="c", num_threads=2)
-    start_key, action_key = jax.random.split(key)
-    state, steps = starts(start_key, env, 9), actions(action_key, env, 9, 5)
-    many = jax.jit(jax.vmap(lambda s, a: rolled(env, s, a)))(state, steps)
-    env = hopper.hopper(engine="c", num_threads=num_threads)
-    again = jax.jit(jax.vmap(lambda s, a: rolled(env, s, a)))(state, steps)
-    assert_equal(many, again)
-    pick = lambda tree, i: jax.tree.map(lambda x: x[i], tree)
-    for i in (0, 8):
-        alone = jax.jit(lambda s, a: rolled(env, s, a))(pick(state, i), steps[i])
-        assert_equal(alone, pick(many, i))
-
-
-def test_devices_step_their_shards_at_the_same_time(key):
-    # Large enough that putting the arguments on a device would not return.
-    env = halfcheetah.halfcheetah(engine="c")
-    start_key, action_key = jax.random.split(key)
-    state, steps = starts(start_key, env, 2048), actions(action_key, env, 2048, 3)
-    roll = jax.vmap(lambda s, a: rolled(env, s, a))
-    mesh = jax.make_mesh((2,), ("env",), axis_types=(jax.sharding.AxisType.Auto,))
-    rows = P("env")
-    sharded = jax.shard_map(
-        roll, mesh=mesh, in_specs=(rows, rows), out_specs=rows, check_vma=False
-    )
-    assert_equal(jax.jit(roll)(state, steps), jax.jit(sharded)(state, steps))
-
-
-def test_a_stored_state_continues_bit_for_bit(key):
-    env = hopper.hopper(engine="c")
-    start_key, action_key = jax.random.split(key)
-    state, steps = starts(start_key, env, 4), actions(action_key, env, 4, 6)
-    roll = jax.jit(jax.vmap(lambda s, a: rolled(env, s, a)))
-    middle = roll(state, steps[:, :3])
-    stored = jax.vmap(env.reset_to)(jax.tree.map(np.asarray, middle), state.params)
-    assert_equal(roll(state, steps), roll(stored, steps[:, 3:]))
-
-
-def test_a_blow_up_ends_one_environment_and_no_other(key):
-    env = halfcheetah.halfcheetah(engine="c")
-    many = envs.batch(env, 5)
-    reset_key, action_key = jax.random.split(key)
-    state = jax.jit(many.reset)(reset_key)
-    action, step = actions(action_key, env, 5), jax.jit(many.step)
-    step_key = jax.random.key(4)
-    calm, _ = step(jax.random.clone(step_key), state, action)
-    for bad in (
-        state._replace(
-            env=state.env._replace(
-                physics=state.env.physics._replace(
-                    qvel=state.env.physics.qvel.at[2, 5].set(speed)
-                )
-            )
-        )
-        for speed in (jnp.nan, 1e12, 1e7)
-    ):
-        after, final_obs = step(jax.random.clone(step_key), bad, action)
-        diverged = after.env.metrics["env/diverged"]
-        np.testing.assert_array_equal(diverged, [0, 0, 1, 0, 0])
-        others = np.array([0, 1, 3, 4])
-        pick = lambda tree: jax.tree.map(lambda x: x[others], tree)
-        assert_equal(pick(after.env.physics), pick(calm.env.physics))
-        assert bool(jnp.isfinite(after.env.obs).all())
-    del final_obs
-
-
-def test_an_action_that_is_no_number_counts_as_a_blow_up(key):
-    env = mujoco_pendulum.pendulum(engine="c")
-    state = env.step(key, env.reset(jax.random.key(2)), jnp.array([jnp.nan]))
-    assert bool(jnp.isnan(state.physics.qvel).all())
-
-
-def test_engine_c_refuses_gradients_and_names_mjx(key):
-    env = mujoco_pendulum.pendulum(engine="c")
-    state = env.reset(key)
-
-    def cost(gain, freeze):
-        action = jnp.array([gain])
-        action = jax.lax.stop_gradient(action) if freeze else action
-        after = env.step(jax.random.key(0), state, action)
-        return gain * after.physics.qvel[0]
-
-    with pytest.raises(ValueError, match='engine="mjx"'):
-        jax.grad(cost)(0.5, False)
-    with pytest.raises(ValueError, match="stop_gradient"):
-        jax.jvp(lambda gain: cost(gain, False), (0.5,), (1.0,))
-    speed = cost(1.0, True)
-    assert float(jax.grad(cost)(1.0, True)) == pytest.approx(float(speed))
 
 
 def test_engine_mjx_has_the_gradient_of_the_task_in_pure_jax(key):

@@ -49,7 +49,7 @@ def test_a_model_becomes_a_task_with_factors(key):
     assert after.physics.qvel[0] - state.physics.qvel[0] == pytest.approx(
         2 * gained, rel=1e-4
     )
-    assert float(after.reward) == pytest.approx(-float(after.obs[0]) ** 2 - 0.09)
+    assert float(after.reward) == pytest.approx(-(float(after.obs[0]) ** 2) - 0.09)
     assert float(after.discount) == 1.0
     far = env.reset_to(state.physics._replace(qpos=jnp.array([1.5])))
     assert float(env.step(key, far, jnp.zeros(1)).discount) == 0.0
@@ -73,7 +73,7 @@ OUTSIDE = {
     "an absolute path": '<mujoco><include file="ROOT/secret.xml"/></mujoco>',
     "a link": '<mujoco><include file="link.xml"/></mujoco>',
     "a folder of meshes": '<mujoco><compiler meshdir="../.."/></mujoco>',
-    "a texture": '<mujoco><asset><texture type="2d" file="/etc/hostname"/></asset></mujoco>',
+    "a texture": '<mujoco><asset><texture file="/etc/hostname"/></asset></mujoco>',
     "an include of an include": '<mujoco><include file="inner.xml"/></mujoco>',
 }
 
@@ -84,7 +84,9 @@ def test_files_outside_of_the_folder_are_refused(tmp_path, how):
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "link.xml").symlink_to(tmp_path / "secret.xml")
-    (folder / "inner.xml").write_text('<mujoco><include file="../secret.xml"/></mujoco>')
+    (folder / "inner.xml").write_text(
+        '<mujoco><include file="../secret.xml"/></mujoco>'
+    )
     path = folder / "main.xml"
     path.write_text(OUTSIDE[how].replace("ROOT", str(tmp_path)))
     with pytest.raises(ValueError, match="outside of its folder"):
@@ -150,7 +152,9 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_motors_without_a_range_are_named():
     with pytest.raises(ValueError, match="control range"):
-        mjcf.from_mjcf(SLIDER.replace('ctrllimited="true" ctrlrange="-3 3"', ""), reward)
+        mjcf.from_mjcf(
+            SLIDER.replace('ctrllimited="true" ctrlrange="-3 3"', ""), reward
+        )
 
 
 def test_state_that_environments_do_not_carry_is_refused():

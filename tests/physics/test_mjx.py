@@ -126,6 +126,12 @@ def test_lengths_cannot_vary_where_something_is_constrained(cartpole):
     mjx.check_editable(cartpole[0], ["body_mass", "body_ipos", "opt.gravity"])
 
 
+@pytest.mark.parametrize("name", [*MODELS, "pendulum", "cartpole"])
+def test_a_model_counts_as_constrained_where_the_engine_has_rows_for_it(name):
+    simulator = mjx.put(asset(name))
+    assert simulator.constrained == (simulator.blank._impl.efc_J.size > 0)
+
+
 def test_fields_that_do_not_exist_are_named(cartpole):
     with pytest.raises(ValueError, match="body_weight"):
         mjx.edited(cartpole[0], {"body_weight": jnp.ones(3)})

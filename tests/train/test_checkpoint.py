@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pathlib
 import random
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxwm.train import checkpoint, durable, manifest
+from jaxwm.train import checkpoint, durable, manifest, run
 from jaxwm.train.errors import CheckpointError, ConfigError, TemplateError
 
 
@@ -368,3 +369,25 @@ def test_the_manifest_lists_every_file_and_array(two_saved):
     assert {entry["path"] for entry in body["arrays"]} == {
         "params/w", "params/half", "replay", "count", "empty",
     }  # fmt: skip
+
+
+def test_a_run_of_release_0_1_can_still_be_read():
+    """`golden_run` was written by 0.1.0; later versions must read it."""
+    golden = pathlib.Path(__file__).with_name("golden_run")
+    replay = np.zeros((2, 5003, 4), np.float32)
+    replay[:, :3] = 0.5
+    state = {
+        "params": {
+            "w": np.arange(6, dtype=np.float32).reshape(2, 3) / 7,
+            "half": np.asarray(jnp.ones(3, jnp.bfloat16)),
+        },
+        "replay": replay,
+        "count": np.int32(17),
+        "empty": np.zeros((0, 2), np.float32),
+    }
+    step, found, config = checkpoint.restore(golden, state)
+    assert (step, config) == (17, {"seeds": [3], "seconds": 1.5})
+    assert same_bits(found, state)
+    document = run.read(golden)
+    assert document["schema"] == run.SCHEMA
+    assert document["recipe"] == "polygrad"

@@ -37,8 +37,8 @@ def wait_for(process, word):
     return next((line for line in process.stdout if line.startswith(word)), None)
 
 
-def kill_until_done(directory, delays, word="training"):
-    """Restarts a run, killing it after each delay; returns how often it was."""
+def kill_until_done(directory, delays, word="training", how=signal.SIGKILL):
+    """Restarts a run, ending it after each delay; returns how often it was."""
     kills = 0
     for delay in itertools.chain(delays, [None]):
         process = start(directory)
@@ -53,7 +53,9 @@ def kill_until_done(directory, delays, word="training"):
                 process.wait(delay)
                 return kills
             except subprocess.TimeoutExpired:
-                process.kill()
+                process.send_signal(how)
+                process.wait(30)
+                assert process.returncode == (0 if how == signal.SIGTERM else -how)
                 kills += 1
 
 
@@ -104,6 +106,16 @@ def test_fifty_kills_at_any_time_change_nothing(tmp_path, reference):
         kills += kill_until_done(directory, delays[: 50 - kills], word="compiling")
         assert_equal_to_an_uninterrupted_run(directory, reference)
         runs += 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_sigterm_at_any_time_changes_nothing(tmp_path, reference):
+    rng = random.Random(13)
+    delays = [0.01 * 100 ** rng.random() for _ in range(15)]
+    stops = kill_until_done(tmp_path, delays, "compiling", signal.SIGTERM)
+    assert stops > 5
+    assert_equal_to_an_uninterrupted_run(tmp_path, reference)
 
 
 def test_sigterm_saves_exits_cleanly_and_the_run_goes_on(tmp_path, reference):

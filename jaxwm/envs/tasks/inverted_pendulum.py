@@ -4,6 +4,10 @@ The reward is 1 per step, 0 in the step that ends with the pole leaning by more 
 0.2 rad, which terminates. Steps of 0.04 s (2 of 0.02 s, RK4). Actions are the control
 in [-3, 3], with 100 N each; joints end at +-1 m and +-90 degrees.
 
+Random return: uniform actions, engine "c", standard error 0.2 over 400 episodes
+(`python benchmarks/best_returns.py inverted_pendulum --engine c`). No policy can get
+more than 1 per step.
+
 Source: Gymnasium 1.4, InvertedPendulum-v5 (our own model file, the same physics).
 """
 
@@ -31,6 +35,8 @@ SPEC = EnvSpec(
         Factor("gain", 100.0, 70.0, 130.0, "N", "force at action 1"),
         Factor("damping", 1.0, 0.5, 2.0, "1", "scales the damping of both joints"),
     ),
+    random_return=5.1,
+    best_return=1000.0,
     doc="Keep a pole upright on a cart.",
 )
 
@@ -62,6 +68,8 @@ def inverted_pendulum(engine: str = "c", num_threads: int = 0) -> Env:
         outcome=_outcome,
         edits=EDITS,
         num_threads=num_threads,
+        iterations=planar.ITERATIONS,
+        ls_iterations=planar.LS_ITERATIONS,
     )
 
 

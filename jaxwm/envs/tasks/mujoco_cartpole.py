@@ -1,10 +1,10 @@
 """Cart and pole on MuJoCo; the same tasks as `tasks.cartpole` has in pure JAX.
 
-MuJoCo's semi-implicit Euler at dt = 0.02 s is the scheme of the swing-up in pure JAX, so
-these agree to rounding; balance takes explicit Euler there (as CartPole-v1), and the two
-differ by 0.02 s times the acceleration in how far one step goes. The rail's ends are
-plastic stops that the task sets after the step, not limits of the joint: the model stays
-free of constraints, hence fast and differentiable.
+MuJoCo's semi-implicit Euler at dt = 0.02 s is the scheme of the swing-up in pure JAX,
+so these agree to rounding; balance takes explicit Euler there, as CartPole-v1 does, and
+the positions after one step differ by dt^2 times the acceleration. The rail's ends are
+plastic stops that the task sets after the step, not limits of the joint: the model
+stays free of constraints, hence fast and differentiable.
 
 Physics are `MjState` with qpos = (x, theta) and qvel = (x_dot, theta_dot).
 """
