@@ -2,8 +2,8 @@
 
 The pieces meet in two types.
 
-- `Level(time, signal, noise)`: a noisy sample is `signal * x0 + noise * eps`. A schedule
-  is a `Level` of float64 host arrays `[T]`, cleanest first.
+- `Level(time, signal, noise)`: a noisy sample is `signal * x0 + noise * eps`. A
+  schedule is a `Level` of float64 host arrays `[T]`, cleanest first.
 - A denoiser `(x, level, cond) -> x0_hat`, for one example, `x` any pytree. `denoiser`
   makes one of a network `(z, level, cond) -> prediction` and a preconditioning.
 

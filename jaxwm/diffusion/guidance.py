@@ -77,7 +77,9 @@ def energy_on_mean(cost: Callable[[PyTree], Array], scale: Scale) -> Term:
     return Term(on_mean=on_mean)
 
 
-def energy_through_network(cost: Callable[[PyTree], Array], scale: float | Array) -> Term:
+def energy_through_network(
+    cost: Callable[[PyTree], Array], scale: float | Array
+) -> Term:
     """Moves the estimate down `cost(x0_hat(x))`, differentiated through the denoiser.
 
         x0_hat - scale * noise^2 / signal * grad_x cost(x0_hat(x))

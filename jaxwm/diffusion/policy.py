@@ -102,7 +102,9 @@ def climb_score(
     return rule
 
 
-def pull_states(log_prob: Callable[[PyTree, Array], Array], rate: float | Array) -> Term:
+def pull_states(
+    log_prob: Callable[[PyTree, Array], Array], rate: float | Array
+) -> Term:
     """Also moves the estimated states up the policy's log-probability.
 
     `x0 + rate * grad_x0 log_prob(x0, cond)` with the actions just moved, not in the

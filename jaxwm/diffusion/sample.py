@@ -118,7 +118,7 @@ def sample(
     start_key, loop_key = jax.random.split(key)
     like = _shapes(shape)
     num_rows = steps.x.shape[0]
-    for term in reversed(terms):
+    for term in terms:  # the first is the innermost
         denoise = term.wrap(denoise) if term.wrap else denoise
     selects = [(j, term.select) for j, term in enumerate(terms) if term.select]
     columns = jax.tree.map(jnp.asarray, steps._replace(num=None))

@@ -81,9 +81,7 @@ def search(
             )
             return reduce(reduce_key, costs, candidates), new_best
 
-        return jax.lax.cond(
-            when(step), searched, lambda: (draw(keys[0], noise), best)
-        )
+        return jax.lax.cond(when(step), searched, lambda: (draw(keys[0], noise), best))
 
     return Term(select=select)
 
@@ -95,7 +93,7 @@ def argmin(key: Key[Array, ""], cost: Float[Array, " K"], candidates: PyTree) ->
 
 
 def softmax(temperature: float | Array) -> Reduce:
-    """One candidate, drawn with probability proportional to `exp(-cost/temperature)`."""
+    """One candidate, drawn with probability ∝ `exp(-cost / temperature)`."""
 
     def reduce(key, cost, candidates):
         return _pick(candidates, jax.random.categorical(key, -cost / temperature))

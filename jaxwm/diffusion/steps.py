@@ -7,6 +7,7 @@ computed on the host in float64 and used in float32.
 Shapes: N rows, noisiest level first.
 """
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -54,7 +55,7 @@ def ancestral(levels: Level, *, eta: float = 1.0) -> Steps:
     nodes = _nodes(levels)
     rows = [
         _row(level, after, *_transition(level, after, eta))
-        for level, after in zip(nodes[:-1], nodes[1:], strict=True)
+        for level, after in itertools.pairwise(nodes)
     ]
     return _table(rows)
 
@@ -129,7 +130,7 @@ def dpmpp_2m(levels: Level, *, eta: float = 0.0) -> Steps:
         raise ValueError(f"eta must be at least 0, got {eta}; 0 is the ODE solver.")
     nodes = _nodes(levels)
     rows, h_before = [], None
-    for level, after in zip(nodes[:-1], nodes[1:], strict=True):
+    for level, after in itertools.pairwise(nodes):
         sigma, sigma_after = level.noise / level.signal, after.noise / after.signal
         if sigma_after == 0:
             rows.append(_row(level, after, 0.0, after.signal, 0.0))
@@ -165,7 +166,9 @@ def pad(steps: Steps, size: int = 128) -> Steps:
         )
     columns = steps._replace(num=None)
     # The last row is repeated: padding must be finite even where it is never used.
-    padded = jax.tree.map(lambda c: np.append(c, np.repeat(c[-1:], size - rows)), columns)
+    padded = jax.tree.map(
+        lambda c: np.append(c, np.repeat(c[-1:], size - rows)), columns
+    )
     return padded._replace(num=steps.num)
 
 

@@ -66,7 +66,10 @@ def whole_trajectory(
         def piece(obs, row):
             i, given = row
             rollout = imagine(
-                jax.random.fold_in(key, i), state, obs, actor if given is None else given
+                jax.random.fold_in(key, i),
+                state,
+                obs,
+                actor if given is None else given,
             )
             return jax.tree.map(lambda x: x[-1], rollout.obs), rollout
 

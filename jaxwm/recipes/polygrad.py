@@ -3,7 +3,8 @@
 Source: Rigter et al., "World Models via Policy-Guided Trajectory Diffusion", TMLR 2024,
 and its reference code.
 Shapes: T horizon, O observation, A action, D = O + 2; a model row is (obs, reward,
-terminal), normalised. Functions take one trajectory in raw units; `vmap` adds the batch.
+terminal), normalised. Functions take one trajectory in raw units; `vmap` adds the
+batch.
 Departs: by default four network calls, actions not scaled by the level but clipped to
 the environment's bounds, and set to `mean + stddev * eps` with eps fixed for a whole
 trajectory. `PAPER` is the published mode: every level is visited and actions climb the
@@ -34,13 +35,16 @@ from jaxwm.types import (
     WorldModel,
 )
 
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """Reduced setting: minutes on two CPU cores. `PAPER` is the published one."""
 
     horizon: int = 10  # T, environment steps per imagined trajectory
     levels: int = 128  # noise levels the denoiser is trained on
-    tau: float = 1.0  # exponent of the cosine schedule; small keeps samples clean longer
+    tau: float = (
+        1.0  # exponent of the cosine schedule; small keeps samples clean longer
+    )
     calls: int = 4  # network calls per imagined trajectory, at most `levels`
     eta: float = 1.0  # noise between the calls: 1 ancestral sampling, 0 DDIM
     denoiser: Literal["mlp", "transformer"] = "mlp"
@@ -155,7 +159,9 @@ def polygrad(config: Config, spec: EnvSpec) -> WorldModel:
     is_known = np.zeros(row_shape, bool)
     is_known[0, :obs_size] = True
     is_reward = np.arange(row_size) == obs_size
-    low, high = (jnp.asarray(b, jnp.float32) for b in (spec.action.low, spec.action.high))
+    low, high = (
+        jnp.asarray(b, jnp.float32) for b in (spec.action.low, spec.action.high)
+    )
     has_noise = config.process_noise == "innovations"
     network, head = _networks(config, obs_size)
     rate = config.learning_rate
@@ -289,7 +295,9 @@ def polygrad(config: Config, spec: EnvSpec) -> WorldModel:
         rows = jnp.concatenate(
             [data.obs, data.reward[:, None], 1 - data.discount[:, None]], -1
         )
-        action = jnp.clip(data.action, low, high) if config.clip_actions else data.action
+        action = (
+            jnp.clip(data.action, low, high) if config.clip_actions else data.action
+        )
         moments = state.buffers["rows"], state.buffers["action"]
         buffers = {
             **state.buffers,

@@ -44,7 +44,7 @@ def fit(
     eval_every: int = 0,
     log_every: int = 1,
     steps_per_iteration: int = 1,
-    save_every: float = 60.0,
+    save_every: int | float = 60,
     keep: int = 2,
     sinks: Sequence[Sink] = (),
     progress: display.Progress | None = None,

@@ -1,11 +1,11 @@
 """Guidance terms against closed forms on Gaussian data."""
 
+import gaussian
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import gaussian
 from jaxwm import diffusion
 from jaxwm.diffusion import Level, Noise
 

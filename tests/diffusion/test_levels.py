@@ -22,11 +22,11 @@ def test_the_cosine_schedule_equals_the_reference():
 
 
 def test_the_small_last_term_of_the_cosine_is_kept():
-    """Dropping f_T = cos(pi/2)^(2 tau) would move the middle level by 3e-4."""
+    """Dropping f_T = cos(pi/2)^(2 tau) would move levels by up to 3.4e-4."""
     schedule = diffusion.cosine_schedule(128, tau=0.1)
     f = np.cos(np.arange(129) / 128 * np.pi / 2) ** 0.2
-    without = f[64] / f[0]
-    assert 5e-5 < without - schedule.signal[63] ** 2 < 4e-4
+    off = np.abs(f[1:] / f[0] - schedule.signal**2)
+    assert 3e-4 < off.max() < 4e-4
 
 
 @settings(max_examples=20, deadline=None)
@@ -58,7 +58,9 @@ def test_karras_is_even_in_the_root_and_exponential_in_the_logarithm():
     np.testing.assert_allclose(np.diff(log, 2), 0.0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("calls", "index"), [(1, [15]), (2, [0, 15]), (4, [0, 5, 10, 15])])
+@pytest.mark.parametrize(
+    ("calls", "index"), [(1, [15]), (2, [0, 15]), (4, [0, 5, 10, 15])]
+)
 def test_strides_keep_both_ends(calls, index):
     schedule = diffusion.cosine_schedule(16)
     np.testing.assert_array_equal(diffusion.stride(schedule, calls).time, index)
@@ -75,7 +77,9 @@ def test_snapping_gives_trained_levels_without_repeats():
 def test_noise_is_added_leaf_by_leaf():
     level = diffusion.Level(3.0, 0.6, 0.8)
     x = diffusion.add_noise(
-        level, {"a": jnp.ones(2), "b": jnp.zeros(1)}, {"a": jnp.ones(2), "b": jnp.ones(1)}
+        level,
+        {"a": jnp.ones(2), "b": jnp.zeros(1)},
+        {"a": jnp.ones(2), "b": jnp.ones(1)},
     )
     np.testing.assert_allclose(x["a"], 1.4, rtol=1e-6)
     np.testing.assert_allclose(x["b"], 0.8, rtol=1e-6)
@@ -97,7 +101,10 @@ def test_log_sigma_is_of_order_one_over_a_whole_schedule():
         (lambda: diffusion.karras(4, rho=0), "rho must be positive"),
         (lambda: diffusion.exponential(4, 2.0, 1.0), "0 < low < high"),
         (lambda: diffusion.stride(diffusion.cosine_schedule(8), 0), "calls .* got 0"),
-        (lambda: diffusion.stride(diffusion.cosine_schedule(8), 9), "1 ... 8, .* got 9"),
+        (
+            lambda: diffusion.stride(diffusion.cosine_schedule(8), 9),
+            "1 ... 8, .* got 9",
+        ),
     ],
 )
 def test_levels_that_make_no_sense_are_refused(call, message):

@@ -1,11 +1,11 @@
 """The loss and the draws of training levels."""
 
+import gaussian
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import gaussian
 from jaxwm import diffusion
 from jaxwm.diffusion import Level
 
@@ -70,7 +70,13 @@ def test_the_condition_is_dropped_as_often_as_asked(key):
     denoise = lambda x, level, cond: jnp.zeros(2) + cond["goal"]
     null = {"goal": jnp.array(1.0)}
     one = lambda key: diffusion.loss(
-        key, denoise, fixed, jnp.zeros(2), {"goal": jnp.array(0.0)}, null=null, dropout=0.3
+        key,
+        denoise,
+        fixed,
+        jnp.zeros(2),
+        {"goal": jnp.array(0.0)},
+        null=null,
+        dropout=0.3,
     )[0]
     dropped = jax.vmap(one)(jax.random.split(key, 4000))
     np.testing.assert_allclose(dropped.mean(), 0.3, atol=0.03)

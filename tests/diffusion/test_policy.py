@@ -101,5 +101,7 @@ def test_states_can_be_pulled_towards_the_actions(key):
 
 @pytest.mark.parametrize("rate", [0.0, 0.02])
 def test_all_scales_may_be_traced(rate, key):
-    run = jax.jit(lambda rate, std: sample(key, diffusion.climb_score(rate, clip_std=std)))
+    run = jax.jit(
+        lambda rate, std: sample(key, diffusion.climb_score(rate, clip_std=std))
+    )
     assert np.all(np.isfinite(run(jnp.float32(rate), jnp.float32(3.0))))

@@ -1,15 +1,16 @@
 """The sampling loop: distributions, draws, warm starts, records, one compilation."""
 
+import gaussian
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import gaussian
 from jaxwm import diffusion
 from jaxwm.diffusion import Noise, Term
 
-LEVELS = diffusion.stride(diffusion.cosine_schedule(64), 24)
+SCHEDULE = diffusion.cosine_schedule(128)
+LEVELS = diffusion.stride(SCHEDULE, 24)
 
 
 def draw(key, steps, num=4000, **options):
@@ -22,10 +23,10 @@ def draw(key, steps, num=4000, **options):
 @pytest.mark.parametrize(
     "steps",
     [
-        diffusion.ancestral(LEVELS),
-        diffusion.ddim(LEVELS),
+        diffusion.ancestral(SCHEDULE),
+        diffusion.ddim(SCHEDULE),
         diffusion.heun(diffusion.karras(16, 0.02, 20.0)),
-        diffusion.euler(diffusion.karras(24, 0.02, 20.0), churn=8.0),
+        diffusion.euler(diffusion.karras(64, 0.02, 20.0), churn=8.0),
         diffusion.dpmpp_2m(diffusion.karras(16, 0.02, 20.0)),
         diffusion.dpmpp_2m(diffusion.karras(16, 0.02, 20.0), eta=1.0),
     ],
@@ -33,8 +34,8 @@ def draw(key, steps, num=4000, **options):
 )
 def test_samples_have_the_moments_of_the_data(steps, key):
     x = jax.jit(lambda key: draw(key, steps).x)(key)
-    np.testing.assert_allclose(x.mean(), gaussian.MEAN, atol=0.04)
-    np.testing.assert_allclose(x.std(), gaussian.STD, rtol=0.12)
+    np.testing.assert_allclose(x.mean(), gaussian.MEAN, atol=0.03)
+    np.testing.assert_allclose(x.std(), gaussian.STD, rtol=0.06)
 
 
 def test_every_sampler_and_number_of_calls_shares_one_compilation(key):
@@ -111,15 +112,15 @@ def test_samples_may_be_any_pytree(key):
     assert len(set(np.concatenate([x["a"], x["b"].ravel()]).tolist())) == 7
 
 
-def test_gradients_flow_through_a_run_of_static_length(key):
+def test_gradients_flow_through_a_run_of_static_length():
     steps = diffusion.ddim(diffusion.stride(LEVELS, 4))
     noise = Noise(jnp.array([0.3]), jnp.zeros((4, 1)))
 
     def end(shift):
         denoise = lambda x, level, cond: gaussian.denoise(x, level) + cond
-        return diffusion.sample(
-            key, denoise, steps, (1,), cond=shift, noise=noise
-        ).x[0]
+        key = jax.random.key(0)  # nothing is drawn from it
+        result = diffusion.sample(key, denoise, steps, (1,), cond=shift, noise=noise)
+        return result.x[0]
 
     # The run is affine in the shift.
     step = end(jnp.array(1.0)) - end(jnp.array(0.0))

@@ -1,11 +1,11 @@
 """Candidates chosen by cost, inside the reverse process and behind it."""
 
+import gaussian
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import gaussian
 from jaxwm import diffusion
 
 STEPS = diffusion.ancestral(diffusion.stride(diffusion.cosine_schedule(32), 8))
@@ -44,7 +44,10 @@ def test_rows_without_search_draw_once(key):
 def test_candidates_may_be_judged_as_they_are(key):
     term = diffusion.search(cost, 16, on_estimate=False, reduce=diffusion.elite(4))
     result = run(key, term)
-    assert jax.vmap(cost)(result.x).mean() < jax.vmap(cost)(run(jax.random.clone(key)).x).mean()
+    assert (
+        jax.vmap(cost)(result.x).mean()
+        < jax.vmap(cost)(run(jax.random.clone(key)).x).mean()
+    )
 
 
 def test_a_cost_that_is_nan_is_never_chosen(key):
@@ -60,9 +63,7 @@ def test_reductions_agree_where_they_should(key):
     for reduce in (diffusion.argmin, diffusion.elite(1), diffusion.softmax(1e-3)):
         np.testing.assert_allclose(reduce(key, costs, candidates)["x"], [1.0])
         key = jax.random.fold_in(jax.random.clone(key), 0)
-    np.testing.assert_allclose(
-        diffusion.elite(2)(key, costs, candidates)["x"], [1.5]
-    )
+    np.testing.assert_allclose(diffusion.elite(2)(key, costs, candidates)["x"], [1.5])
 
 
 def test_best_of_k_keeps_the_best_and_never_nan(key):
@@ -76,9 +77,9 @@ def test_best_of_k_keeps_the_best_and_never_nan(key):
 
 def test_best_of_k_at_high_temperature_is_plain_sampling(key):
     draw = lambda key: jax.random.normal(key)
-    pick = lambda key: diffusion.best_of_k(
-        key, draw, lambda x: x, 4, temperature=1e6
-    )[0]
+    pick = lambda key: diffusion.best_of_k(key, draw, lambda x: x, 4, temperature=1e6)[
+        0
+    ]
     x = jax.vmap(pick)(jax.random.split(key, 2000))
     np.testing.assert_allclose([x.mean(), x.std()], [0.0, 1.0], atol=0.08)
 

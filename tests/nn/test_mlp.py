@@ -27,7 +27,7 @@ def test_leading_axes_are_carried_along(key):
 
 
 def test_an_unknown_activation_is_refused(key):
-    with pytest.raises(ValueError, match="activation must be .* got 'relux'"):
+    with pytest.raises(ValueError, match=r"activation must be .* got 'relux'"):
         nn.MLP((2, 2), "relux").init(key, jnp.zeros(3))
 
 
