@@ -220,20 +220,19 @@ def dream(world_model: WorldModel, config: Config) -> Agent:
 
     def start(key, model: ModelState, window) -> PyTree:
         """Memory after the context rows of a replayed window."""
-        rows = max(1, spec.context)
+        num = max(1, spec.context)
         no_action = jnp.zeros_like(window.action[0])
-        previous = jnp.concatenate([no_action[None], window.action[: rows - 1]])
+        previous = jnp.concatenate([no_action[None], window.action[: num - 1]])
 
         def body(memory, row):
             i, obs, action = row
-            return world_model.observe(
-                jax.random.fold_in(key, i), model, memory, obs, action, i == 0
-            ), None
+            step_key = jax.random.fold_in(key, i)
+            memory = world_model.observe(step_key, model, memory, obs, action, i == 0)
+            return memory, None
 
-        obs = jax.tree.map(lambda x: x[:rows], window.obs)
-        rows = (jnp.arange(rows), obs, previous)
-        memory, _ = jax.lax.scan(body, world_model.initial(model, None), rows)
-        return memory
+        obs = jax.tree.map(lambda x: x[:num], window.obs)
+        rows = (jnp.arange(num), obs, previous)
+        return jax.lax.scan(body, world_model.initial(model, None), rows)[0]
 
     def imagine(key: Key[Array, ""], state: DreamState, sample) -> Rollout:
         """A batch of trajectories `[B, H, ...]` under the current policy."""
@@ -252,7 +251,7 @@ def dream(world_model: WorldModel, config: Config) -> Agent:
         """Lambda-returns and advantages of imagined trajectories."""
         feature = stats.normalise(state.features, rollout.feature)
         reward = rollout.reward * reward_scale(state)
-        value = critic.apply(state.critic.buffers, feature)
+        value = jnp.asarray(critic.apply(state.critic.buffers, feature))
         target = jax.vmap(rl.lambda_returns, (0, 0, 0, None))(
             reward[:, :-1],
             config.gamma * rollout.discount[:, :-1],

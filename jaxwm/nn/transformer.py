@@ -112,8 +112,9 @@ class Transformer(nn.Module):
             mask: who may be attended to, beside causality.
         """
         num_tokens, embed = x.shape
-        first, size = (0, num_tokens) if cache is None else (None, None)
-        if cache is not None:
+        if cache is None:
+            first, size = 0, num_tokens
+        else:
             first, size = cache[0].length, cache[0].keys.shape[0]
         causal = jnp.arange(size) <= first + jnp.arange(num_tokens)[:, None]
         mask = causal if mask is None else causal & mask

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Key, UInt
 
 from jaxwm.train import seeds as layout
 from jaxwm.types import Learner, Metrics, PyTree
@@ -52,12 +52,12 @@ class Program(NamedTuple):
     num_bytes: int  # of state and working memory while training
 
 
-def stream(seed: Int[Array, ""], purpose: int) -> Key[Array, ""]:
+def stream(seed: UInt[Array, ""], purpose: int) -> Key[Array, ""]:
     """The key of one purpose of one seed."""
     return jax.random.fold_in(jax.random.key(seed), purpose)
 
 
-def start(learner: Learner, seed: Int[Array, ""]) -> PyTree:
+def start(learner: Learner, seed: UInt[Array, ""]) -> PyTree:
     """The learner's first state, with strong types."""
     state = learner.init(stream(seed, _INIT))
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), state)

@@ -25,10 +25,10 @@ def draw(key, steps, num=4000, **options):
     [
         diffusion.ancestral(SCHEDULE),
         diffusion.ddim(SCHEDULE),
-        diffusion.heun(diffusion.karras(16, 0.02, 20.0)),
-        diffusion.euler(diffusion.karras(64, 0.02, 20.0), churn=8.0),
-        diffusion.dpmpp_2m(diffusion.karras(16, 0.02, 20.0)),
-        diffusion.dpmpp_2m(diffusion.karras(16, 0.02, 20.0), eta=1.0),
+        diffusion.heun(diffusion.karras(32, 0.02, 80.0)),
+        diffusion.euler(diffusion.karras(128, 0.02, 80.0), churn=8.0),
+        diffusion.dpmpp_2m(diffusion.karras(32, 0.02, 80.0)),
+        diffusion.dpmpp_2m(diffusion.karras(32, 0.02, 80.0), eta=1.0),
     ],
     ids=["ancestral", "ddim", "heun", "churn", "dpmpp_2m", "dpmpp_2m_sde"],
 )
