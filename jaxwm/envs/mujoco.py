@@ -11,7 +11,9 @@ a state saved under one can be continued under another. Observation and reward a
 functions of that state alone: what `mj_step` leaves in `xpos` is one substep old.
 """
 
+import functools
 import importlib.resources
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -119,11 +121,22 @@ def _device_stepper(model, spec, fields, num_substeps, **options) -> Callable:
     mjx.check_editable(simulator, [edit.field for edit in fields])
 
     def step(state: MjState, ctrl, values) -> MjState:
+        if not any(isinstance(x, jax.core.Tracer) for x in (*state, ctrl)):
+            _hint_at_jit(spec.name)
         changed = mujoco_edits.apply(fields, spec, values)
         own = mjx.edited(simulator, changed) if changed else simulator
         return mjx.step(own, state, ctrl, num_substeps=num_substeps)
 
     return step
+
+
+@functools.cache
+def _hint_at_jit(name: str) -> None:
+    logging.getLogger("jaxwm").warning(
+        "%s is stepped by MJX without jax.jit: every step is compiled anew, which takes "
+        "seconds. Wrap the loop around `env.step`, or the step itself, in jax.jit.",
+        name,
+    )
 
 
 def _check(model, spec: EnvSpec, engine: str, num_substeps: int) -> None:

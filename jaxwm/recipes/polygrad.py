@@ -106,6 +106,8 @@ class Config:
         for name in ("tau", "learning_rate", "guidance_scale", "terminal_floor"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must be in [0, 1], got {self.eta}.")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be in [0, 1), got {self.ema}.")
 
@@ -209,6 +211,11 @@ def polygrad(config: Config, spec: EnvSpec) -> WorldModel:
 
     def errors(key, params, buffers, window: Trajectory):
         """Denoising loss of one window, its first observation known."""
+        if window.reward.shape != (config.horizon,):
+            raise ValueError(
+                f"window must have {config.horizon} rows (the horizon), got "
+                f"{window.reward.shape[0]}; sample windows of `spec.window` rows."
+            )
         x0, mask = encode(buffers, window)
         action = stats.normalise(buffers["action"], window.action)
         innovation, head_loss = None, jnp.zeros(())
@@ -310,6 +317,11 @@ def polygrad(config: Config, spec: EnvSpec) -> WorldModel:
         key: Key[Array, ""], state: ModelState, obs: Float[Array, " O"], actor
     ) -> Rollout:
         """Denoises T steps from `obs` while their actions follow the actor."""
+        if obs.shape != (obs_size,):
+            raise ValueError(
+                f"obs must have shape ({obs_size},), got {obs.shape}; `jax.vmap` adds "
+                "the batch."
+            )
         sample_key, act_key, noise_key, start_key = jax.random.split(key, 4)
         buffers = state.buffers
         rows, act = buffers["rows"], buffers["action"]
@@ -326,7 +338,13 @@ def polygrad(config: Config, spec: EnvSpec) -> WorldModel:
             terms.append(diffusion.clip_change(config.clip_change, last))
 
         def policy(x):
-            return jax.vmap(actor)(stats.denormalise(rows, x)[:, :obs_size])
+            dist = jax.vmap(actor)(stats.denormalise(rows, x)[:, :obs_size])
+            if dist.mean.shape != act_shape:
+                raise ValueError(
+                    f"actor must give {act_size} action values, got "
+                    f"{dist.mean.shape[-1]}; its size is that of the environment."
+                )
+            return dist
 
         if callable(actor):
             action = jax.random.normal(start_key, act_shape)

@@ -182,6 +182,17 @@ def test_engine_mjx_has_the_gradient_of_the_task_in_pure_jax(key):
     assert float(jnp.abs(grads[0][0]).sum()) > 0
 
 
+def test_stepping_mjx_without_jit_gives_a_hint_once(key, caplog):
+    env = mujoco_pendulum.pendulum(engine="mjx")
+    step = lambda state: env.step(jax.random.key(0), state, jnp.zeros(1))
+    jax.eval_shape(step, env.reset(key))
+    assert caplog.records == []
+    mujoco._hint_at_jit.cache_clear()
+    for _ in range(2):
+        mujoco._hint_at_jit("pendulum")
+    assert ["jax.jit" in record.getMessage() for record in caplog.records] == [True]
+
+
 def test_unknown_engines_are_named():
     with pytest.raises(ValueError, match="mjx"):
         hopper.hopper(engine="mjxx")
