@@ -133,8 +133,8 @@ def _device_stepper(model, spec, fields, num_substeps, **options) -> Callable:
 @functools.cache
 def _hint_at_jit(name: str) -> None:
     logging.getLogger("jaxwm").warning(
-        "%s is stepped by MJX without jax.jit: every step is compiled anew, which takes "
-        "seconds. Wrap the loop around `env.step`, or the step itself, in jax.jit.",
+        "%s is stepped by MJX without jax.jit: every step is compiled anew, which "
+        "takes seconds. Wrap the loop around `env.step`, or the step, in jax.jit.",
         name,
     )
 

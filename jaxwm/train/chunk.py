@@ -90,7 +90,7 @@ def build(
     """
     mesh = layout.mesh_for(len(seeds))
     one = jax.eval_shape(lambda: start(learner, jnp.uint32(0)))
-    names = tuple(_checked(learner, one))
+    names = _metric_names(learner, one)
     template = jax.eval_shape(lambda: _first(learner, names, seeds))
     own, every = NamedSharding(mesh, P(layout.AXIS)), NamedSharding(mesh, P())
     seed_shape = jax.ShapeDtypeStruct(seeds.shape, seeds.dtype, sharding=own)
@@ -159,8 +159,8 @@ def _first(learner: Learner, names: tuple[str, ...], seeds) -> Run:
     return Run(states, Window(total, zeros, bad))
 
 
-def _checked(learner: Learner, state: PyTree) -> Metrics:
-    """Shapes of the metrics, once `step` is known to keep the state's form."""
+def _metric_names(learner: Learner, state: PyTree) -> tuple[str, ...]:
+    """Names of the metrics, once `step` is known to keep the state's form."""
     number = jax.ShapeDtypeStruct((), np.int32)
     seed = jax.ShapeDtypeStruct((), np.uint32)
     after, metrics = jax.eval_shape(
@@ -185,7 +185,7 @@ def _checked(learner: Learner, state: PyTree) -> Metrics:
                 f"metrics of step must be scalars, {name} has shape {value.shape}; "
                 "return its mean, or compute it in the evaluation."
             )
-    return metrics
+    return tuple(metrics)
 
 
 def _advance(learner: Learner, log_every: int, run: Run, seeds, start, stop) -> Run:

@@ -131,8 +131,8 @@ def error_by_horizon(
     """Error by imagined step on a logarithmic axis, the first model in front.
 
     Args:
-        errors: by model's name, `[H]` for k = 0 ... H - 1. Zeros (a start that is given
-            exactly) and NaN (no trajectory left) are not drawn.
+        errors: by model's name, `[H]` for k = 0 ... H - 1. Zeros (a start that is given,
+            up to rounding) and NaN (no trajectory left) are not drawn.
         persistence: the error of repeating the first observation, `[H]`.
         ylabel: unit of the errors.
         format: "svg" or "png".
@@ -319,7 +319,8 @@ def _render(draw: Callable, width: float, height: float, format: str) -> bytes:
 
 def _positive(row) -> np.ndarray:
     row = np.asarray(row, float)
-    return np.where(np.isfinite(row) & (row > 0), row, np.nan)
+    # Below the square of float32's rounding an error is that of a given start.
+    return np.where(np.isfinite(row) & (row > 1e-12), row, np.nan)
 
 
 def _plain(name: str) -> str:

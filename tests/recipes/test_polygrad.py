@@ -166,7 +166,9 @@ def test_the_loss_equals_the_reference(reference, golden, monkeypatch):
         )
         return model.loss(jax.random.key(0), state, window)[0]
 
-    value = np.mean([float(one(*row)) for row in zip(raw, action, level, noise)])
+    value = np.mean(
+        [float(one(*row)) for row in zip(raw, action, level, noise, strict=True)]
+    )
     np.testing.assert_allclose(value, golden["loss/value"], rtol=1e-4)
 
 
@@ -541,11 +543,11 @@ def test_horizons_and_actions_that_do_not_fit_are_refused(key):
         ValueError, match="horizon must be a positive Python int, got 0"
     ):
         model.imagine(jax.random.key(1), state, OBS_MEAN, policy, 0)
-    with pytest.raises(ValueError, match="or 4 actions .* got 3"):
+    with pytest.raises(ValueError, match=r"or 4 actions .* got 3"):
         model.imagine(jax.random.key(1), state, OBS_MEAN, jnp.zeros((3, 1)), 4)
-    with pytest.raises(ValueError, match="obs must have shape .3,., got .2,."):
+    with pytest.raises(ValueError, match=r"obs must have shape .3,., got .2,."):
         model.imagine(jax.random.key(1), state, jnp.zeros(2), policy, 4)
-    with pytest.raises(ValueError, match="must have 4 rows .* got 5"):
+    with pytest.raises(ValueError, match=r"must have 4 rows .* got 5"):
         window = jax.tree.map(lambda x: x[0], windows(jax.random.key(2), 1, 5))
         model.loss(jax.random.key(1), state, window)
 
