@@ -193,9 +193,11 @@ def film(assembly: Assembly, state: PyTree, folder: pathlib.Path) -> dict:
     data = envs.rendering.gif(pictures, min(50.0, per_second))
     folder.mkdir(exist_ok=True)
     durable.write_bytes(folder / "policy.gif", data)
-    strip = pictures[:: max(1, len(pictures) // 8)][:8]
+    strip = plots.film_strip(
+        pictures, control_dt=assembly.env.spec.control_dt, every=every
+    )
     text = f"One episode of the trained policy of seed {assembly.seeds[0]}."
-    return {"film": data, "film_text": text, "strip": plots.film_strip(strip)}
+    return {"film": data, "film_text": text, "strip": strip}
 
 
 def _imagine(key, model, model_state, policy, windows, horizon):
