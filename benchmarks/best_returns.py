@@ -202,7 +202,7 @@ def main():
     parser.add_argument("--random-episodes", type=int, default=1000)
     parser.add_argument("--episodes", type=int, default=20, help="of the planner")
     parser.add_argument("--horizon", type=int, default=80, help="steps it looks ahead")
-    parser.add_argument("--knots", type=int, default=10)
+    parser.add_argument("--knots", type=int, default=16)
     parser.add_argument("--samples", type=int, default=256, help="plans per round")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--elites", type=int, default=16)

@@ -81,7 +81,7 @@ def systems() -> str:
                 f"Code and settings: [{entry.module}](reference/{room}.md"
                 f"#{entry.module}).",
                 "",
-                *measured(entry.name),
+                *(measured(entry.name) if entry.claim else ["No claim of its own."]),
                 "",
             ]
     return "\n".join(lines)
@@ -111,8 +111,8 @@ def tasks() -> str:
         "Returns are undiscounted, per episode; `random` takes uniform actions, `best`",
         "is the best known.",
         "",
-        "| task | engines | observation | action | s a step | steps | random | best |",
-        "|---|---|---|---|---|---|---|---|",
+        "| task | random | best | obs, action | s a step | steps | engines |",
+        "|---|---|---|---|---|---|---|",
     ]
     specs = []
     for task in envs.TASKS:
@@ -124,8 +124,8 @@ def tasks() -> str:
             "not measured yet" if value is None else f"{value:.4g}"
             for value in (spec.random_return, spec.best_return)
         ]
-        cells = [task.name, ", ".join(task.engines), obs_size, act_size]
-        cells += [f"{spec.control_dt:g}", spec.time_limit, *known]
+        cells = [task.name, *known, f"{obs_size}, {act_size}"]
+        cells += [f"{spec.control_dt:g}", spec.time_limit, " ".join(task.engines)]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     for task, spec in specs:
         lines += [

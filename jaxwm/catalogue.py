@@ -126,7 +126,15 @@ ENTRIES: tuple[Entry, ...] = (
         family="world models",
         source=_WHERE,
         bundle="WorldModel",
-        claim=All((Below("error", 0.1, of="error/persistence"),)),
+        claim=All(
+            (
+                Below("error", 0.1, of="error/persistence"),
+                Below("error", 1.1, of="error/autoregressive"),
+                Between("z/mean", -0.15, 0.15),
+                Between("z/std", 0.8, 1.25),
+                Above("z/std_unguided", 1.8),
+            )
+        ),
         summary="whole on-policy trajectories in one policy-guided diffusion pass",
     ),
     Entry(

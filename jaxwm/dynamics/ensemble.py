@@ -138,22 +138,24 @@ def ensemble(config: Config, spec: EnvSpec) -> WorldModel:
         data, statistics = rows.transitions_of(window), state.buffers["statistics"]
         x = rows.encode(statistics, data.obs, data.action, spec.action)
         y = rows.encode_target(statistics, data)
-        total = jnp.maximum(jnp.sum(data.valid), 1.0)
+        num = jnp.maximum(jnp.sum(data.valid), 1.0)
+
+        def mean(values: Float[Array, " N"]) -> Float[Array, ""]:
+            return jnp.sum(data.valid * values) / num
 
         def member_loss(key, member):
-            weight = data.valid * jax.random.exponential(key, data.valid.shape)
-            mean, log_var, logit = predict(member, x)
-            error = (mean - y) ** 2
+            mu, log_var, logit = predict(member, x)
+            error = (mu - y) ** 2
             nll = 0.5 * (error * jnp.exp(-log_var) + log_var)
             # Small variances would otherwise take all the weight from large errors.
-            nll = nll * jax.lax.stop_gradient(jnp.exp(config.beta * log_var))
+            tempered = nll * jax.lax.stop_gradient(jnp.exp(config.beta * log_var))
             ends = optax.sigmoid_binary_cross_entropy(logit, 1 - data.discount)
-            fit = jnp.sum(weight * (jnp.mean(nll, -1) + ends)) / total
+            weight = data.valid * jax.random.exponential(key, data.valid.shape)
+            # Over all rows, also padding: each real step counts the same in a batch.
+            fit = jnp.mean(weight * (jnp.mean(tempered, -1) + ends))
             bounds = jnp.sum(member["max_log_var"] - member["min_log_var"])
-            error = jnp.sum(data.valid * jnp.mean(error, -1)) / total
-            plain = jnp.sum(data.valid * jnp.mean(nll, -1)) / total
-            ends = jnp.sum(data.valid * ends) / total
-            return fit + _BOUND_WEIGHT * bounds, (error, plain, ends)
+            plain = mean(jnp.mean(error, -1)), mean(jnp.mean(nll, -1)), mean(ends)
+            return fit + _BOUND_WEIGHT * bounds, plain
 
         keys = jax.random.split(key, config.members)
         losses, (error, nll, ends) = jax.vmap(member_loss)(keys, state.params)

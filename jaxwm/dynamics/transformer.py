@@ -136,14 +136,15 @@ def transformer(config: Config, spec: EnvSpec) -> WorldModel:
         y = rows.encode_target(statistics, data)
         ends = (1 - data.discount) / _TERMINAL_SCALE
         error = (network.apply(state.params, x) - jnp.c_[y, ends]) ** 2
-        weight = data.valid / jnp.maximum(jnp.sum(data.valid), 1.0)
-        error = weight @ error  # [O + 2]
+        error = data.valid @ error  # [O + 2]
+        each = error / jnp.maximum(jnp.sum(data.valid), 1.0)
         metrics = {
-            "obs": jnp.mean(error[:obs_size]),
-            "reward": error[-2],
-            "termination": error[-1],
+            "obs": jnp.mean(each[:obs_size]),
+            "reward": each[-2],
+            "termination": each[-1],
         }
-        return jnp.mean(error), (state.buffers, metrics)
+        # Over all rows, also padding: each real step counts the same in a batch.
+        return jnp.mean(error) / data.valid.shape[0], (state.buffers, metrics)
 
     def initial(state: ModelState, task=None) -> Window:
         del state, task  # empty, whatever was learnt

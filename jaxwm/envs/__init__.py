@@ -9,7 +9,8 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from jaxwm.envs.batch import batch
-from jaxwm.envs.factors import delayed, fixed, unknown
+from jaxwm.envs.delays import delayed
+from jaxwm.envs.factors import fixed, unknown
 from jaxwm.types import Env
 
 if TYPE_CHECKING:

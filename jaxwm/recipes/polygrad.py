@@ -20,11 +20,14 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
-from jaxwm import diffusion, nn, rl
+from jaxwm import data, diffusion, nn, rl
 from jaxwm.core import dists, optimise, stats, tree
-from jaxwm.dynamics import innovations
+from jaxwm.dynamics import autoregressive_diffusion, innovations
 from jaxwm.dynamics.whole_trajectory import whole_trajectory
+from jaxwm.envs.tasks import pendulum
+from jaxwm.train import fidelity
 from jaxwm.types import (
+    Env,
     EnvSpec,
     Metrics,
     ModelSpec,
@@ -131,6 +134,8 @@ PAPER = Config(
     soft_terminal=False,
     terminal_floor=1e-6,
 )
+# Of `experiment`: few updates, so their length falls towards the end.
+EXPERIMENT = Config(decay_updates=3000)
 TINY = Config(horizon=4, levels=8, calls=2, width=16, depth=1, head_width=16)
 
 
@@ -472,3 +477,107 @@ def _fresh_draw(key: Key[Array, ""], dist) -> Float[Array, "T A"]:
     """A sample of the policy's distribution at every step."""
     keys = jax.random.split(key, jax.tree.leaves(dist)[0].shape[0])
     return jax.vmap(lambda dist, key: dist.sample(key))(dist, keys)
+
+
+def experiment(key: Key[Array, ""], config: Config = EXPERIMENT) -> Metrics:
+    """Error of imagined trajectories on a pendulum, and how on-policy they are.
+
+    Fits PolyGRAD and the autoregressive diffusion model to the same 400 x 50 steps of
+    exploration with equally many updates. Both imagine under a fixed random policy from
+    512 held-out starts; the simulator replays the imagined actions.
+
+    Returns:
+        Normalised squared errors of observations, averaged over the imagined steps:
+        `error`, of `error/autoregressive` and of `error/persistence` (repeating the
+        start); mean and standard deviation of the actions' scores `z/mean`, `z/std`,
+        and `z/std_unguided` of the same model when actions ignore the policy.
+    """
+    env = pendulum.pendulum()
+    data_key, held_key, policy_key, fit_key, *keys = jax.random.split(key, 7)
+    replay = data.replay(400, 50, config.horizon)
+    steps = jax.vmap(lambda key: _explore(key, env, 50))(
+        jax.random.split(data_key, 400)
+    )
+    example = jax.tree.map(lambda x: x[0, 0], steps)
+    buffer = replay.add(replay.init(example), 0, steps)
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)
+    variance = jnp.var(flat.obs, 0)
+    held = jax.vmap(lambda key: _explore(key, env, 2))(jax.random.split(held_key, 512))
+    held = jax.tree.map(lambda x: x[:, 0], held)
+    policy = _random_policy(policy_key)
+
+    def trained(model: WorldModel) -> ModelState:
+        state = model.adapt(model.init(keys[0]), flat)
+
+        def step(key, state, buffer):
+            sample_key, update_key = jax.random.split(key)
+            windows = replay.sample(sample_key, buffer, 50, 256)
+            return model.fit(update_key, state, windows)
+
+        state = tree.strong(state)
+        return optimise.repeat(step, state, fit_key, buffer, num_steps=3000)[0]
+
+    def judge(model: WorldModel, state: ModelState):
+        imagine = lambda key, obs: model.imagine(
+            key, state, obs, policy, config.horizon
+        )
+        rollouts = jax.vmap(imagine)(jax.random.split(keys[1], 512), held.obs)
+        error = fidelity.trajectory_error(
+            keys[2], env, rollouts, held.extras["physics"], variance=variance
+        )
+        z = fidelity.on_policy(rollouts, policy)
+        return error.normalised[1:].mean(), error.persistence_normalised[1:].mean(), z
+
+    model = polygrad(config, env.spec)
+    state = trained(model)
+    error, persistence, z = judge(model, state)
+    unguided = polygrad(dataclasses.replace(config, guidance="none"), env.spec)
+    rival = autoregressive_diffusion.autoregressive_diffusion(
+        autoregressive_diffusion.Config(calls=config.calls), env.spec
+    )
+    return {
+        "error": error,
+        "error/persistence": persistence,
+        "error/autoregressive": judge(rival, trained(rival))[0],
+        "z/mean": jnp.mean(z.mean),
+        "z/std": jnp.mean(z.std),
+        "z/std_unguided": jnp.mean(judge(unguided, state)[2].std),
+    }
+
+
+def _explore(key: Key[Array, ""], env: Env, num_steps: int) -> Transition:
+    """Steps `[T, ...]` under noise `a <- 0.8 a + 0.6 eps` from all over the state."""
+    start_key, noise_key = jax.random.split(key)
+    theta, speed = jax.random.uniform(start_key, (2,), minval=-1.0)
+    start = env.reset_to(pendulum.Pendulum(jnp.pi * theta, 4 * speed), None)
+
+    def body(carry, i):
+        state, action = carry
+        step_key = jax.random.fold_in(noise_key, i)
+        action = 0.8 * action + 0.6 * jax.random.normal(step_key, (1,))
+        after = env.step(step_key, state, jnp.clip(action, -1, 1))
+        row = Transition(
+            state.obs,
+            jnp.clip(action, -1, 1),
+            after.reward,
+            after.discount,
+            i == num_steps - 1,
+            after.obs,
+            jnp.ones(()),
+            {"physics": state.physics},
+        )
+        return (after, action), row
+
+    return jax.lax.scan(body, (start, jnp.zeros(1)), jnp.arange(num_steps))[1]
+
+
+def _random_policy(key: Key[Array, ""]):
+    """A fixed network of 32 tanh units; standard deviation 0.3."""
+    inner_key, outer_key = jax.random.split(key)
+    inner = jax.random.normal(inner_key, (3, 32)) / jnp.sqrt(3.0)
+    outer = jax.random.normal(outer_key, (32, 1)) / jnp.sqrt(32.0)
+
+    def policy(obs):
+        return dists.Normal(jnp.tanh(jnp.tanh(obs @ inner) @ outer), jnp.full(1, 0.3))
+
+    return policy
