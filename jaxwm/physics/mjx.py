@@ -55,7 +55,7 @@ def put(
     impl: str = "jax",
     iterations: int | None = None,
     ls_iterations: int | None = None,
-    max_envs: int = 8192,
+    max_envs: int = 16384,
 ) -> Simulator:
     """Puts a compiled `mujoco.MjModel` on the device.
 
