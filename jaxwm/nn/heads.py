@@ -76,13 +76,19 @@ class GaussianHead(nn.Module):
     def __call__(
         self, x: Float[Array, " I"]
     ) -> tuple[Float[Array, " D"], Float[Array, "D D"], Float[Array, " D"]]:
-        """Mean, C and s. Mean and spread are networks of their own."""
-        mean = MLP((*self.hidden, self.size), "silu", name="mean")(x)
+        """Mean, C and s. C and s read the mean's features but do not move them."""
+        features = nn.silu(MLP(self.hidden, "silu", name="features")(x))
+        mean = nn.Dense(self.size, name="mean")(features)
         num_below = self.size * (self.size - 1) // 2
-        out = MLP((*self.hidden, num_below + self.size), "silu", name="spread")(x)
+        frozen = jax.lax.stop_gradient(features)
+        out = MLP((self.hidden[-1], num_below + self.size), "silu", name="spread")(
+            frozen
+        )
+        # Row i of C is the part of `out` that belongs to its i entries below.
+        place = np.zeros((self.size, self.size, num_below), np.float32)
         rows, columns = np.tril_indices(self.size, -1)
-        lower = jnp.zeros((self.size, self.size), out.dtype)
-        lower = lower.at[rows, columns].set(out[:num_below])
+        place[rows, columns, np.arange(num_below)] = 1.0
+        lower = place @ out[:num_below]
         # softplus(-2) = 0.13: a usual spread of one-step residuals in unit data
         return mean, lower, nn.softplus(out[num_below:] - 2.0) + self.floor
 

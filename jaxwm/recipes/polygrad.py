@@ -231,7 +231,8 @@ def polygrad(config: Config, spec: EnvSpec) -> WorldModel:
                 stats.normalise(buffers["action"], bounded),
                 mask[1:, 0] * mask[:-1, 0],
             )
-            head_loss = innovations.head_loss(head, params["head"], *pairs)
+            key, head_key = jax.random.split(key)
+            head_loss = innovations.head_loss(head_key, head, params["head"], *pairs)
             # Whitened by the averaged head, which moves least.
             innovation = innovations.innovations(head, buffers["ema"]["head"], *pairs)
         denoise, _ = make_denoiser(params, buffers, x0[0], innovation)

@@ -162,6 +162,45 @@ def test_an_action_that_is_no_number_counts_as_a_blow_up(key):
     assert bool(jnp.isnan(state.physics.qvel).all())
 
 
+def test_a_factor_that_is_no_number_counts_as_a_blow_up(key):
+    env = mujoco_pendulum.pendulum(engine="c")
+    state = jax.vmap(env.reset)(jax.random.split(key, 3))
+    mass = jnp.array([1.0, jnp.nan, 1.0])
+    state = state._replace(params={**state.params, "mass": mass})
+    step_keys = jax.random.split(jax.random.key(2), 3)
+    after = jax.vmap(env.step)(step_keys, state, jnp.zeros((3, 1)))
+    known = jnp.isfinite(after.physics.qvel[:, 0])
+    np.testing.assert_array_equal(known, [True, False, True])
+
+
+def test_models_follow_the_rows_that_change(key, monkeypatch):
+    # Environments get new factors when they are reset, a few at a time.
+    made, written = [], []
+    make, constants = mujoco_batch.Batch.__init__, mujoco_batch.Batch.set_const
+
+    def counted(self, *args, **kwargs):
+        made.append(args)
+        make(self, *args, **kwargs)
+
+    def noted(self, ids=None):
+        written.append(None if ids is None else ids.tolist())
+        constants(self, ids)
+
+    monkeypatch.setattr(mujoco_batch.Batch, "__init__", counted)
+    monkeypatch.setattr(mujoco_batch.Batch, "set_const", noted)
+    env = mujoco_pendulum.pendulum(engine="c")
+    state = starts(key, env, 6)
+    step = jax.jit(jax.vmap(env.step))
+    step_keys = loop.fold_in_each(jax.random.key(1), 6)
+    for row in (None, None, 1, 4, 1):
+        if row is not None:
+            mass = state.params["mass"].at[row].multiply(1.1)
+            state = state._replace(params={**state.params, "mass": mass})
+        jax.block_until_ready(step(step_keys, state, jnp.zeros((6, 1))))
+    assert len(made) == 1
+    assert written == [[0, 1, 2, 3, 4, 5], [1], [4], [1]]
+
+
 def test_engine_c_refuses_gradients_and_names_mjx(key):
     env = mujoco_pendulum.pendulum(engine="c")
     state = env.reset(key)

@@ -25,6 +25,10 @@ from jaxwm.envs.tasks import (
     pendulum,
 )
 
+# MuJoCo's context complains from its finaliser where making it failed.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 needs_gl = pytest.mark.skipif(
     rendering.missing_gl() is not None, reason="no OpenGL on this machine"
 )
