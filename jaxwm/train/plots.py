@@ -131,8 +131,8 @@ def error_by_horizon(
     """Error by imagined step on a logarithmic axis, the first model in front.
 
     Args:
-        errors: by model's name, `[H]` for k = 0 ... H - 1. Zeros (a start that is given,
-            up to rounding) and NaN (no trajectory left) are not drawn.
+        errors: by model's name, `[H]` for k = 0 ... H - 1. Zeros (a start that is
+            given, up to rounding) and NaN (no trajectory left) are not drawn.
         persistence: the error of repeating the first observation, `[H]`.
         ylabel: unit of the errors.
         format: "svg" or "png".
