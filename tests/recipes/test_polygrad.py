@@ -303,7 +303,7 @@ def test_a_nan_start_is_flagged_and_does_not_spread(key):
     model, state = start(TINY, key)
     run = lambda key, obs: model.imagine(key, state, obs, policy, 4)
     obs = jnp.stack([OBS_MEAN, OBS_MEAN.at[1].set(jnp.nan), OBS_MEAN])
-    info = jax.jit(jax.vmap(run))(jax.random.split(key, 3), obs).info
+    info = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(1), 3), obs).info
     np.testing.assert_array_equal(info["finite"], [True, False, True])
 
 
@@ -476,9 +476,9 @@ def test_tuning_raises_the_rate_when_actions_spread_too_wide(key):
     model, state = start(config, key)
     rollouts, _ = batch(model, state, jax.random.key(1), policy, 4)
     before = state.buffers["log_guidance"]
+    z = jax.random.normal(jax.random.key(2), (64, 4, 1))
     for factor, sign in ((3.0, 1), (0.2, -1)):
-        info = {**rollouts.info, "z": factor * jax.random.normal(key, (64, 4, 1))}
-        key = jax.random.fold_in(jax.random.clone(key), 1)
+        info = {**rollouts.info, "z": factor * z}
         after = model.tune(state, rollouts._replace(info=info)).buffers["log_guidance"]
         assert np.sign(after - before) == sign
     # Never beyond the policy's variance, where one step reaches its mean.
