@@ -17,7 +17,7 @@ import time
 
 import numpy as np
 
-R_RANDOM, R_BEST = -1230.0, -145.0
+R_RANDOM, R_BEST = -1199.0, -132.1  # those of the task's spec
 
 
 def evaluate(model, seed, episodes=20):

@@ -262,12 +262,13 @@ def polygrad(config: Config, spec: EnvSpec) -> WorldModel:
         x0 = stats.normalise(buffers["rows"], rows)
         x0 = jnp.where(is_reward & (real[:, None] == 0), 0.0, x0)
         over = jnp.clip(terminal, 0, 1)  # a weight, whatever units data come in
-        reached = jnp.append(real[:1], jnp.maximum(real[1:], real[:-1] * over[:-1]))
+        ended = (terminal > 0.5).astype(real.dtype)
+        reached = jnp.append(real[:1], jnp.maximum(real[1:], real[:-1] * ended[:-1]))
         mask = jnp.concatenate(
             [
                 jnp.broadcast_to(reached[:, None], window.obs.shape),
                 real[:, None],
-                jnp.maximum(real, over)[:, None],
+                jnp.maximum(real, ended)[:, None],
             ],
             -1,
         )

@@ -1,6 +1,7 @@
 """PolyGRAD equals its reference, and keeps what its own modes promise."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -18,6 +19,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "polygrad_reference.npz"
 SPEC = EnvSpec(
     "toy", jax.ShapeDtypeStruct((3,), jnp.float32), Box((-1.0,), (1.0,)), 0.1, 50
 )
+NUM = 200  # trajectories of a batch
 OBS_MEAN, OBS_STD = jnp.array([5.0, -3.0, 0.0]), jnp.array([2.0, 0.1, 1.0])
 
 
@@ -38,19 +40,39 @@ def windows(key, num, length):
     return Trajectory(obs, action, reward, one, one, {})
 
 
+@functools.cache
+def build(config):
+    """The model of a setting, with jitted functions that tests share."""
+    model = polygrad(config, SPEC)
+    return model, jax.jit(model.init), jax.jit(model.fit)
+
+
+@functools.cache
+def runner(config, horizon):
+    """Imagines a batch under `policy`, or under actions where some are given."""
+    model = build(config)[0]
+
+    def one(key, state, obs, actions):
+        actor = policy if actions is None else actions
+        return model.imagine(key, state, obs, actor, horizon)
+
+    return jax.jit(jax.vmap(one, (0, None, 0, None)))
+
+
 def start(config, key, discount=1.0):
     """A model that has seen data, and its state."""
-    model = polygrad(config, SPEC)
+    model, init, _ = build(config)
     data_key, init_key = jax.random.split(key)
     obs, action, reward, one = rows(data_key, 256)
     data = Transition(obs, action, reward, discount * one, one < 0, obs, one, {})
-    return model, model.adapt(model.init(init_key), data)
+    return model, model.adapt(init(init_key), data)
 
 
-def batch(model, state, key, actor, horizon, num=64):
-    obs = OBS_MEAN + OBS_STD * jax.random.normal(jax.random.key(11), (num, 3))
-    run = lambda key, obs: model.imagine(key, state, obs, actor, horizon)
-    return jax.jit(jax.vmap(run))(jax.random.split(key, num), obs), obs
+def batch(config, state, key, horizon=4, actions=None):
+    """Rollouts `[N, horizon, ...]` and the observations they start from."""
+    obs = OBS_MEAN + OBS_STD * jax.random.normal(jax.random.key(11), (NUM, 3))
+    keys = jax.random.split(key, NUM)
+    return runner(config, horizon)(keys, state, obs, actions), obs
 
 
 # --- the reference ---------------------------------------------------------
@@ -246,11 +268,11 @@ def replaced_draws(monkeypatch):
 
 def test_actions_are_a_sample_of_the_policy_at_the_states_imagined(key):
     """By default exactly so, also before any training, in raw units."""
-    model, state = start(TINY, key)
-    rollout, _ = batch(model, state, jax.random.key(1), policy, 4, num=500)
+    _, state = start(TINY, key)
+    rollout, _ = batch(TINY, state, jax.random.key(1))
     dist = jax.vmap(jax.vmap(policy))(rollout.feature)
     z = (rollout.action - dist.mean) / dist.stddev
-    np.testing.assert_allclose([z.mean(), z.std()], [0.0, 1.0], atol=0.08)
+    np.testing.assert_allclose([z.mean(), z.std()], [0.0, 1.0], atol=0.1)
 
 
 @pytest.mark.parametrize("guidance", ["fresh", "score", "none"])
@@ -258,8 +280,8 @@ def test_other_rules_follow_the_policy_as_far_as_they_should(guidance, key):
     config = dataclasses.replace(
         TINY, guidance=guidance, guidance_scale=0.05, calls=TINY.levels
     )
-    model, state = start(config, key)
-    rollout, _ = batch(model, state, jax.random.key(1), policy, 4, num=200)
+    _, state = start(config, key)
+    rollout, _ = batch(config, state, jax.random.key(1))
     dist = jax.vmap(jax.vmap(policy))(rollout.feature)
     z = np.abs((rollout.action - dist.mean) / dist.stddev)
     if guidance == "score":
@@ -270,73 +292,71 @@ def test_other_rules_follow_the_policy_as_far_as_they_should(guidance, key):
 
 
 def test_rollouts_begin_where_they_are_told(key):
-    model, state = start(TINY, key)
-    rollout, obs = batch(model, state, jax.random.key(1), policy, 4)
+    _, state = start(TINY, key)
+    rollout, obs = batch(TINY, state, jax.random.key(1))
     np.testing.assert_allclose(rollout.obs[:, 0], obs, rtol=1e-5)
     assert rollout.info["finite"].all()
     assert rollout.info["adapted"].all()
 
 
 def test_given_actions_are_kept_even_out_of_bounds(key):
-    model, state = start(TINY, key)
+    _, state = start(TINY, key)
     actions = jnp.array([[0.1], [-0.4], [3.0], [0.0]])
-    rollout, _ = batch(model, state, jax.random.key(1), actions, 4)
-    np.testing.assert_array_equal(rollout.action, jnp.broadcast_to(actions, (64, 4, 1)))
+    rollout, _ = batch(TINY, state, jax.random.key(1), actions=actions)
+    wanted = np.broadcast_to(actions, (NUM, 4, 1))
+    np.testing.assert_array_equal(rollout.action, wanted)
     # The network reads them as the environment applies them: clipped.
-    clipped, _ = batch(model, state, jax.random.key(1), jnp.clip(actions, -1, 1), 4)
+    inside = jnp.clip(actions, -1, 1)
+    clipped, _ = batch(TINY, state, jax.random.key(1), actions=inside)
     np.testing.assert_array_equal(rollout.obs, clipped.obs)
 
 
 def test_longer_horizons_are_chained_and_shorter_ones_cut(key):
-    model, state = start(TINY, key)
-    whole, _ = batch(model, state, jax.random.key(1), policy, 4)
-    short, _ = batch(model, state, jax.random.key(1), policy, 2)
-    long, _ = batch(model, state, jax.random.key(1), policy, 9)
+    _, state = start(TINY, key)
+    whole, short, long = (
+        batch(TINY, state, jax.random.key(1), horizon)[0] for horizon in (4, 2, 9)
+    )
     np.testing.assert_allclose(short.obs, whole.obs[:, :2], rtol=1e-5)
     np.testing.assert_allclose(long.obs[:, :3], whole.obs[:, :3], rtol=1e-5)
-    assert long.obs.shape == (64, 9, 3)
+    assert long.obs.shape == (NUM, 9, 3)
     assert long.info["chained"].all()
     assert not whole.info["chained"].any()
 
 
 def test_a_nan_start_is_flagged_and_does_not_spread(key):
-    model, state = start(TINY, key)
-    run = lambda key, obs: model.imagine(key, state, obs, policy, 4)
-    obs = jnp.stack([OBS_MEAN, OBS_MEAN.at[1].set(jnp.nan), OBS_MEAN])
-    info = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(1), 3), obs).info
-    np.testing.assert_array_equal(info["finite"], [True, False, True])
+    _, state = start(TINY, key)
+    obs = jnp.broadcast_to(OBS_MEAN, (NUM, 3)).at[1, 1].set(jnp.nan)
+    keys = jax.random.split(jax.random.key(1), NUM)
+    finite = runner(TINY, 4)(keys, state, obs, None).info["finite"]
+    np.testing.assert_array_equal(finite, np.arange(NUM) != 1)
 
 
 def test_a_model_without_statistics_says_so(key):
-    model = polygrad(TINY, SPEC)
-    state = model.init(key)
-    rollout = model.imagine(jax.random.key(1), state, OBS_MEAN, policy, 4)
-    assert not rollout.info["adapted"]
+    rollout, _ = batch(TINY, build(TINY)[1](key), jax.random.key(1))
+    assert not rollout.info["adapted"].any()
 
 
 def test_discounts_are_one_where_no_episode_ever_ended(key):
-    model, state = start(TINY, key)
-    assert (batch(model, state, jax.random.key(1), policy, 4)[0].discount == 1).all()
-    model, state = start(TINY, jax.random.key(3), discount=0.0)
-    soft = batch(model, state, jax.random.key(1), policy, 4)[0].discount
+    _, state = start(TINY, key)
+    assert (batch(TINY, state, jax.random.key(1))[0].discount == 1).all()
+    _, state = start(TINY, jax.random.key(3), discount=0.0)
+    soft = batch(TINY, state, jax.random.key(1))[0].discount
     assert ((soft >= 0) & (soft <= 1)).all()
     assert len(np.unique(soft)) > 2
-    hard_config = dataclasses.replace(TINY, soft_terminal=False)
-    model, state = start(hard_config, jax.random.key(3), discount=0.0)
-    hard = batch(model, state, jax.random.key(1), policy, 4)[0].discount
-    assert set(np.unique(hard)) <= {0.0, 1.0}
+    config = dataclasses.replace(TINY, soft_terminal=False)
+    hard = batch(config, state, jax.random.key(1))[0].discount
+    np.testing.assert_array_equal(hard, soft >= 0.5)
 
 
 def test_one_compilation_serves_changed_states_and_keys(key):
-    model, state = start(TINY, key)
-    run = jax.jit(lambda key, state, obs: model.imagine(key, state, obs, policy, 4).obs)
-    first = run(jax.random.key(1), state, OBS_MEAN)
-    moved = state._replace(
-        buffers={**state.buffers, "ema": jax.tree.map(jnp.zeros_like, state.params)}
-    )
-    second = run(jax.random.key(2), moved, OBS_MEAN)
-    assert run._cache_size() == 1
-    assert np.any(first != second)
+    _, state = start(TINY, key)
+    first, _ = batch(TINY, state, jax.random.key(1))
+    size = runner(TINY, 4)._cache_size()
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    moved = state._replace(buffers={**state.buffers, "ema": zeros})
+    second, _ = batch(TINY, moved, jax.random.key(2))
+    assert runner(TINY, 4)._cache_size() == size
+    assert np.any(first.obs != second.obs)
 
 
 def test_gradients_reach_the_actions(key):
@@ -371,13 +391,13 @@ def test_training_lowers_the_loss(options, key):
     @jax.jit
     def train(state):
         step = lambda state, i: model.fit(jax.random.key(i), state, data)
-        return jax.lax.scan(step, state, jnp.arange(300))
+        return jax.lax.scan(step, state, jnp.arange(200))
 
     state, metrics = train(state)
     loss = metrics["obs_error"]
-    assert loss[-30:].mean() < 0.7 * loss[:30].mean()
+    assert loss[-20:].mean() < 0.7 * loss[:20].mean()
     assert metrics["finite"].all()
-    assert state.buffers["updates"] == 300
+    assert state.buffers["updates"] == 200
 
 
 def test_the_transformer_is_causal(key):
@@ -458,7 +478,7 @@ def test_statistics_are_those_of_the_data_without_padding(key):
 def test_the_average_is_a_copy_at_first_and_waits_between(key):
     config = dataclasses.replace(TINY, ema=0.9, ema_start=3, ema_every=2)
     model, state = start(config, key)
-    data, fit = windows(jax.random.key(1), 8, 4), jax.jit(model.fit)
+    data, fit = windows(jax.random.key(1), 8, 4), build(config)[2]
     bias = lambda params: params["network"]["params"]["leave"]["bias"]
     history = []
     for i in range(4):
@@ -474,7 +494,7 @@ def test_the_average_is_a_copy_at_first_and_waits_between(key):
 def test_tuning_raises_the_rate_when_actions_spread_too_wide(key):
     config = dataclasses.replace(TINY, guidance="score", guidance_rate=0.1)
     model, state = start(config, key)
-    rollouts, _ = batch(model, state, jax.random.key(1), policy, 4)
+    rollouts, _ = batch(config, state, jax.random.key(1))
     before = state.buffers["log_guidance"]
     z = jax.random.normal(jax.random.key(2), (64, 4, 1))
     for factor, sign in ((3.0, 1), (0.2, -1)):
@@ -482,7 +502,7 @@ def test_tuning_raises_the_rate_when_actions_spread_too_wide(key):
         after = model.tune(state, rollouts._replace(info=info)).buffers["log_guidance"]
         assert np.sign(after - before) == sign
     # Never beyond the policy's variance, where one step reaches its mean.
-    info = {**rollouts.info, "z": 1e6 * rollouts.info["z"]}
+    info = {**rollouts.info, "z": 1e6 * z}
     after = model.tune(state, rollouts._replace(info=info)).buffers["log_guidance"]
     np.testing.assert_allclose(jnp.exp(after), 0.09, rtol=1e-4)
 
@@ -492,11 +512,11 @@ def test_innovations_make_the_model_stochastic_and_say_so(key):
     model, state = start(config, key)
     assert "stochastic" in model.spec.abilities
     assert "stochastic" not in polygrad(TINY, SPEC).spec.abilities
-    rollout, _ = batch(model, state, jax.random.key(1), jnp.zeros((4, 1)), 4)
+    rollout, _ = batch(config, state, jax.random.key(1), actions=jnp.zeros((4, 1)))
     xi = rollout.info["innovation"]
-    assert xi.shape == (64, 4, 3)
+    assert xi.shape == (NUM, 4, 3)
     np.testing.assert_array_equal(xi[:, -1], 0.0)
-    np.testing.assert_allclose(xi[:, :-1].std(), 1.0, atol=0.15)
+    np.testing.assert_allclose(xi[:, :-1].std(), 1.0, atol=0.1)
 
 
 # --- bad input -------------------------------------------------------------
