@@ -261,7 +261,6 @@ def polygrad(config: Config, spec: EnvSpec) -> WorldModel:
         )
         x0 = stats.normalise(buffers["rows"], rows)
         x0 = jnp.where(is_reward & (real[:, None] == 0), 0.0, x0)
-        over = jnp.clip(terminal, 0, 1)  # a weight, whatever units data come in
         ended = (terminal > 0.5).astype(real.dtype)
         reached = jnp.append(real[:1], jnp.maximum(real[1:], real[:-1] * ended[:-1]))
         mask = jnp.concatenate(

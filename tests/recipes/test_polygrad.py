@@ -477,7 +477,7 @@ def test_statistics_are_those_of_the_data_without_padding(key):
 
 def test_the_average_is_a_copy_at_first_and_waits_between(key):
     config = dataclasses.replace(TINY, ema=0.9, ema_start=3, ema_every=2)
-    model, state = start(config, key)
+    _, state = start(config, key)
     data, fit = windows(jax.random.key(1), 8, 4), build(config)[2]
     bias = lambda params: params["network"]["params"]["leave"]["bias"]
     history = []
