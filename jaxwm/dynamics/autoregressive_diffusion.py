@@ -47,8 +47,10 @@ class Config:
     calls: int = 4  # network calls per imagined step, at most `levels`
     width: int = 128  # hidden units of the denoiser
     depth: int = 3  # residual blocks of the denoiser
+    activation: str = "silu"  # of the residual blocks, a name in jax.nn
     time: Literal["log_sigma", "index"] = "log_sigma"  # how it is told the level
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
+    decay_updates: int | None = None  # updates over which it falls to 0 by a cosine
     ema: float = 0.995  # decay of the weights that imagine; 0: the trained ones
     scale_actions: bool = False  # scale the actions the network reads by the signal
     clip_actions: bool = True  # clip them to the environment's bounds
@@ -81,6 +83,7 @@ PAPER = Config(
     calls=128,
     width=1024,
     depth=6,
+    activation="relu",
     time="index",
     learning_rate=3e-4,
     ema=0.999,
@@ -113,8 +116,12 @@ def autoregressive_diffusion(config: Config, spec: EnvSpec) -> WorldModel:
         config.width,
         config.depth,
         time_features=nn.RandomTime() if by_index else nn.FourierTime(),
+        activation=config.activation,
     )
-    optimiser = optax.adam(config.learning_rate)
+    rate = config.learning_rate
+    if config.decay_updates is not None:
+        rate = optax.cosine_decay_schedule(rate, config.decay_updates)
+    optimiser = optax.adam(rate)
 
     def init(key: Key[Array, ""]) -> ModelState:
         params = network.init(

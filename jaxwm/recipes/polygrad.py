@@ -25,7 +25,7 @@ from jaxwm.core import dists, optimise, stats, tree
 from jaxwm.dynamics import autoregressive_diffusion, innovations
 from jaxwm.dynamics.whole_trajectory import whole_trajectory
 from jaxwm.envs.tasks import pendulum
-from jaxwm.train import fidelity
+from jaxwm.train import fidelity, residuals
 from jaxwm.types import (
     Env,
     EnvSpec,
@@ -38,6 +38,8 @@ from jaxwm.types import (
     WorldModel,
 )
 
+_UPDATES = 3000  # of every model in the experiment
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -45,9 +47,7 @@ class Config:
 
     horizon: int = 10  # T, environment steps per imagined trajectory
     levels: int = 128  # noise levels the denoiser is trained on
-    tau: float = (
-        1.0  # exponent of the cosine schedule; small keeps samples clean longer
-    )
+    tau: float = 1.0  # exponent of the schedule; small keeps samples clean longer
     calls: int = 4  # network calls per imagined trajectory, at most `levels`
     eta: float = 1.0  # noise between the calls: 1 ancestral sampling, 0 DDIM
     denoiser: Literal["mlp", "transformer"] = "mlp"
@@ -135,7 +135,7 @@ PAPER = Config(
     terminal_floor=1e-6,
 )
 # Of `experiment`: few updates, so their length falls towards the end.
-EXPERIMENT = Config(decay_updates=3000)
+EXPERIMENT = Config(decay_updates=_UPDATES)
 TINY = Config(horizon=4, levels=8, calls=2, width=16, depth=1, head_width=16)
 
 
@@ -482,95 +482,220 @@ def _fresh_draw(key: Key[Array, ""], dist) -> Float[Array, "T A"]:
 
 
 def experiment(key: Key[Array, ""], config: Config = EXPERIMENT) -> Metrics:
-    """Error of imagined trajectories on a pendulum, and how on-policy they are.
+    """What the model promises, on the pendulum.
 
-    Fits PolyGRAD and the autoregressive diffusion model to the same 400 x 50 steps of
-    exploration with equally many updates. Both imagine under a fixed random policy from
-    512 held-out starts; the simulator replays the imagined actions.
+    Every model is fitted to the same 400 x 50 steps of exploration with equally many
+    updates (three times as many under process noise). Models imagine under a fixed
+    random policy from 512 held-out starts; the simulator replays the imagined actions.
 
     Returns:
         Normalised squared errors of observations, averaged over the imagined steps:
-        `error`, of `error/autoregressive` and of `error/persistence` (repeating the
-        start); mean and standard deviation of the actions' scores `z/mean`, `z/std`,
-        and `z/std_unguided` of the same model when actions ignore the policy.
+        `error`, of `error/autoregressive` (one-step diffusion), of `error/reference`
+        (the published mode: every level visited, scaled actions that climb the score
+        by a tuned rate) and of `error/persistence` (repeating the start); mean and
+        standard deviation of the actions' scores `z/mean`, `z/std`, `z/std_reference`
+        and `z/std_unguided`, of the same model when actions ignore the policy.
+        Under velocity noise and given actions `noise/...`: least and largest ratio of
+        one-step residuals to the true ones over observations, largest autocorrelation,
+        CRPS against the simulator's own; `noise/head_...` of its one-step head alone.
     """
+    still_key, noisy_key = jax.random.split(key)
+    return {**_on_policy(still_key, config), **_stochastic(noisy_key, config)}
+
+
+def _on_policy(key: Key[Array, ""], config: Config) -> Metrics:
+    """Errors and scores without process noise."""
     env = pendulum.pendulum()
-    data_key, held_key, policy_key, fit_key, *keys = jax.random.split(key, 7)
-    replay = data.replay(400, 50, config.horizon)
-    steps = jax.vmap(lambda key: _explore(key, env, 50))(
-        jax.random.split(data_key, 400)
-    )
-    example = jax.tree.map(lambda x: x[0, 0], steps)
-    buffer = replay.add(replay.init(example), 0, steps)
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)
-    variance = jnp.var(flat.obs, 0)
-    held = jax.vmap(lambda key: _explore(key, env, 2))(jax.random.split(held_key, 512))
-    held = jax.tree.map(lambda x: x[:, 0], held)
+    data_key, held_key, policy_key, fit_key, tune_key, *keys = jax.random.split(key, 7)
+    steps = _explore(data_key, env, 400, 50)
+    held = jax.tree.map(lambda x: x[:, 0], _explore(held_key, env, 512, 2))
     policy = _random_policy(policy_key)
 
-    def trained(model: WorldModel) -> ModelState:
-        state = model.adapt(model.init(keys[0]), flat)
-
-        def step(key, state, buffer):
-            sample_key, update_key = jax.random.split(key)
-            windows = replay.sample(sample_key, buffer, 50, 256)
-            return model.fit(update_key, state, windows)
-
-        state = tree.strong(state)
-        return optimise.repeat(step, state, fit_key, buffer, num_steps=3000)[0]
+    def imagine(key, model: WorldModel, state: ModelState, num: int = 512):
+        one = lambda key, obs: model.imagine(key, state, obs, policy, config.horizon)
+        return jax.vmap(one)(jax.random.split(key, num), held.obs[:num])
 
     def judge(model: WorldModel, state: ModelState):
-        imagine = lambda key, obs: model.imagine(
-            key, state, obs, policy, config.horizon
-        )
-        rollouts = jax.vmap(imagine)(jax.random.split(keys[1], 512), held.obs)
+        rollouts = imagine(keys[0], model, state)
         error = fidelity.trajectory_error(
-            keys[2], env, rollouts, held.extras["physics"], variance=variance
+            keys[1],
+            env,
+            rollouts,
+            held.extras["physics"],
+            variance=jnp.var(steps.obs, (0, 1)),
         )
         z = fidelity.on_policy(rollouts, policy)
         return error.normalised[1:].mean(), error.persistence_normalised[1:].mean(), z
 
     model = polygrad(config, env.spec)
-    state = trained(model)
+    state = _fitted(fit_key, model, steps, _UPDATES)
     error, persistence, z = judge(model, state)
     unguided = polygrad(dataclasses.replace(config, guidance="none"), env.spec)
     rival = autoregressive_diffusion.autoregressive_diffusion(
-        autoregressive_diffusion.Config(calls=config.calls), env.spec
+        autoregressive_diffusion.Config(
+            levels=config.levels,
+            calls=config.calls,
+            width=config.width,
+            depth=config.depth,
+            activation=config.activation,
+            learning_rate=config.learning_rate,
+            decay_updates=config.decay_updates,
+        ),
+        env.spec,
     )
+    rival_state = _fitted(fit_key, rival, steps, _UPDATES)
+    reference = polygrad(_published(config), env.spec)
+
+    def tune(state, i):
+        key = jax.random.fold_in(tune_key, i)
+        return reference.tune(state, imagine(key, reference, state, 64)), None
+
+    tuned = _fitted(fit_key, reference, steps, _UPDATES)
+    tuned, _ = jax.lax.scan(tune, tuned, jnp.arange(100))
+    reference_error, _, reference_z = judge(reference, tuned)
     return {
         "error": error,
         "error/persistence": persistence,
-        "error/autoregressive": judge(rival, trained(rival))[0],
+        "error/autoregressive": judge(rival, rival_state)[0],
+        "error/reference": reference_error,
         "z/mean": jnp.mean(z.mean),
         "z/std": jnp.mean(z.std),
+        "z/std_reference": jnp.mean(reference_z.std),
         "z/std_unguided": jnp.mean(judge(unguided, state)[2].std),
     }
 
 
-def _explore(key: Key[Array, ""], env: Env, num_steps: int) -> Transition:
-    """Steps `[T, ...]` under noise `a <- 0.8 a + 0.6 eps` from all over the state."""
-    start_key, noise_key = jax.random.split(key)
-    theta, speed = jax.random.uniform(start_key, (2,), minval=-1.0)
-    start = env.reset_to(pendulum.Pendulum(jnp.pi * theta, 4 * speed), None)
+def _published(config: Config) -> Config:
+    """The published sampler, inputs and network at the sizes of `config`."""
+    return dataclasses.replace(
+        config,
+        calls=config.levels,
+        activation=PAPER.activation,
+        time=PAPER.time,
+        guidance=PAPER.guidance,
+        guidance_rate=0.1,
+        clip_change=PAPER.clip_change,
+        scale_actions=PAPER.scale_actions,
+        clip_actions=PAPER.clip_actions,
+        soft_terminal=PAPER.soft_terminal,
+    )
 
-    def body(carry, i):
-        state, action = carry
-        step_key = jax.random.fold_in(noise_key, i)
-        action = 0.8 * action + 0.6 * jax.random.normal(step_key, (1,))
-        after = env.step(step_key, state, jnp.clip(action, -1, 1))
-        row = Transition(
-            state.obs,
-            jnp.clip(action, -1, 1),
-            after.reward,
-            after.discount,
-            i == num_steps - 1,
-            after.obs,
-            jnp.ones(()),
-            {"physics": state.physics},
+
+def _stochastic(key: Key[Array, ""], config: Config) -> Metrics:
+    """Whether the noise of a system survives, at given actions."""
+    data_key, held_key, fit_key, sample_key = jax.random.split(key, 4)
+    still = pendulum.pendulum()
+    env = _shaken(still, 1.0)
+    config = dataclasses.replace(
+        config, process_noise="innovations", decay_updates=3 * _UPDATES
+    )
+    model = polygrad(config, env.spec)
+    state = _fitted(fit_key, model, _explore(data_key, env, 400, 50), 3 * _UPDATES)
+    held = _explore(held_key, env, 32, config.horizon)
+    physics = jax.tree.map(lambda x: x[:, 0], held.extras["physics"])
+
+    def mean_step(obs, action):
+        angle = pendulum.Pendulum(jnp.arctan2(obs[1], obs[0]), obs[2])
+        return still.step(jax.random.key(0), still.reset_to(angle), action).obs
+
+    def imagine(key, obs, action):
+        return model.imagine(key, state, obs, action, config.horizon).obs
+
+    rows, act = state.buffers["rows"], state.buffers["action"]
+    scale, mean = stats.scale(rows)[:-2], rows.mean[:-2]
+    head = _networks(config, mean.shape[0])[1]
+
+    def imagine_by_head(key, obs, action):
+        rolled = innovations.roll_head(
+            head,
+            state.buffers["ema"]["head"],
+            (obs - mean) / scale,
+            stats.normalise(act, action),
+            jax.random.normal(key, (config.horizon, mean.shape[0])),
         )
-        return (after, action), row
+        return mean + scale * rolled
 
-    return jax.lax.scan(body, (start, jnp.zeros(1)), jnp.arange(num_steps))[1]
+    metrics = {}
+    for name, draw in (("noise/", imagine), ("noise/head_", imagine_by_head)):
+        found = residuals.compare(
+            sample_key, env, draw, mean_step, physics, None, held.action
+        )
+        metrics |= {
+            f"{name}ratio_least": jnp.min(found.ratio),
+            f"{name}ratio_largest": jnp.max(found.ratio),
+            f"{name}autocorrelation": jnp.max(jnp.abs(found.autocorrelation)),
+            f"{name}crps": jnp.mean(found.crps_ratio),
+        }
+    return metrics
+
+
+def _fitted(
+    key: Key[Array, ""], model: WorldModel, steps: Transition, updates: int
+) -> ModelState:
+    """The model after updates on batches of 256 windows of episodes `[N, T, ...]`."""
+    num, length = steps.reward.shape
+    replay = data.replay(num, length, model.spec.window)
+    example = jax.tree.map(lambda x: x[0, 0], steps)
+    buffer = replay.add(replay.init(example), 0, steps)
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)
+    init_key, fit_key = jax.random.split(key)
+
+    def step(key, state, buffer):
+        sample_key, update_key = jax.random.split(key)
+        windows = replay.sample(sample_key, buffer, length, 256)
+        return model.fit(update_key, state, windows)
+
+    state = tree.strong(model.adapt(model.init(init_key), flat))
+    return optimise.repeat(step, state, fit_key, buffer, num_steps=updates)[0]
+
+
+def _explore(key: Key[Array, ""], env: Env, num: int, length: int) -> Transition:
+    """Episodes `[num, length]` under a noise of actions that changes slowly.
+
+    `a <- 0.8 a + 0.6 eps`, from starts all over the states.
+    """
+
+    def episode(key):
+        start_key, action_key, env_key = jax.random.split(key, 3)
+        theta, speed = jax.random.uniform(start_key, (2,), minval=-1.0)
+        start = env.reset_to(pendulum.Pendulum(jnp.pi * theta, 4 * speed), None)
+
+        def body(carry, i):
+            state, action = carry
+            eps = jax.random.normal(jax.random.fold_in(action_key, i), (1,))
+            action = 0.8 * action + 0.6 * eps
+            taken = jnp.clip(action, -1, 1)
+            after = env.step(jax.random.fold_in(env_key, i), state, taken)
+            row = Transition(
+                state.obs,
+                taken,
+                after.reward,
+                after.discount,
+                i == length - 1,
+                after.obs,
+                jnp.ones(()),
+                {"physics": state.physics},
+            )
+            return (after, action), row
+
+        return jax.lax.scan(body, (start, jnp.zeros(1)), jnp.arange(length))[1]
+
+    return jax.vmap(episode)(jax.random.split(key, num))
+
+
+def _shaken(env: Env, std: float) -> Env:
+    """The pendulum with a random change of speed, in rad/s, at every step."""
+
+    def step(key, state, action):
+        noise_key, env_key = jax.random.split(key)
+        new = env.step(env_key, state, action)
+        kick = std * jax.random.normal(noise_key)
+        theta, omega = new.physics
+        moved = pendulum.Pendulum(theta + pendulum.DT * kick, omega + kick)
+        moved = env.reset_to(moved, state.params)
+        return new._replace(physics=moved.physics, obs=moved.obs)
+
+    return env._replace(step=step)
 
 
 def _random_policy(key: Key[Array, ""]):
