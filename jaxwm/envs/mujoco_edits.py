@@ -100,17 +100,21 @@ def defaults(spec: EnvSpec) -> np.ndarray:
 
 
 def _follow(edit: FieldEdits, default: np.ndarray, values):
-    """The formula above; the factors' axis is moved before the axes of the field."""
+    """The formula above, touching only what a factor acts on."""
     xp = np if isinstance(values, np.ndarray) else jnp
     last = (1,) * edit.compiled.ndim
-    values = values.reshape(*values.shape, *last)
-    default = default.reshape(-1, *last)
-    ratio = values / np.where(default == 0, 1, default)
-    # Where a factor does not act it must give 1 for any value, 0 included.
-    scale = xp.where(edit.power == 0, 1, ratio) ** edit.power
-    shift = edit.slope * (values - default)
-    axis = -1 - len(last)
-    return edit.compiled * xp.prod(scale, axis) + xp.sum(shift, axis)
+    column = lambda f: values[..., f].reshape(*values.shape[:-1], *last)
+    result = edit.compiled
+    for f, power in enumerate(edit.power):
+        for exponent in np.unique(power[power != 0]):
+            # Whole exponents are products, which cost less than powers.
+            whole = int(exponent) if exponent == int(exponent) else float(exponent)
+            scale = (column(f) / default[f]) ** whole
+            result = result * xp.where(power == exponent, scale, 1)
+    for f, slope in enumerate(edit.slope):
+        if slope.any():
+            result = result + slope * (column(f) - default[f])
+    return result
 
 
 def _field(model, name: str) -> np.ndarray:
