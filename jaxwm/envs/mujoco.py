@@ -71,9 +71,12 @@ def build(
     _check(model, spec, engine, num_substeps)
     fields = mujoco_edits.resolve(model, spec, edits or {})
     if engine == "c":
-        step = mujoco_c.stepper(
+        on_host = mujoco_c.stepper(
             model, spec, fields, num_substeps=num_substeps, num_threads=num_threads
         )
+
+        def step(state, ctrl, params):
+            return on_host(state, ctrl, mujoco_edits.values(spec, params))
     else:
         step = _device_stepper(
             model,
@@ -94,7 +97,7 @@ def build(
     def advance(key, before, params, action):
         del key  # MuJoCo is deterministic
         before = MjState(*before)
-        after = step(before, action, mujoco_edits.values(spec, params))
+        after = step(before, action, params)
         after = after if settle is None else settle(before, after, params)
         return after, *outcome(before, action, after, params)
 
@@ -120,10 +123,11 @@ def _device_stepper(model, spec, fields, num_substeps, **options) -> Callable:
     simulator = mjx.put(model, **options)
     mjx.check_editable(simulator, [edit.field for edit in fields])
 
-    def step(state: MjState, ctrl, values) -> MjState:
+    def step(state: MjState, ctrl, params) -> MjState:
         if not any(isinstance(x, jax.core.Tracer) for x in (*state, ctrl)):
             _hint_at_jit(spec.name)
-        changed = mujoco_edits.apply(fields, spec, values)
+        acting = mujoco_edits.varying(fields, spec, params)
+        changed = mujoco_edits.apply(acting, spec, mujoco_edits.values(spec, params))
         own = mjx.edited(simulator, changed) if changed else simulator
         return mjx.step(own, state, ctrl, num_substeps=num_substeps)
 

@@ -88,7 +88,22 @@ def apply(
     return {e.field: _follow(e, defaults(spec), values) for e in edits}
 
 
-def values(spec: EnvSpec, params: Mapping[str, Array]) -> Float[Array, " F"]:
+def varying(
+    edits: tuple[FieldEdits, ...], spec: EnvSpec, params: Mapping[str, ArrayLike]
+) -> tuple[FieldEdits, ...]:
+    """The fields that can differ from the compiled ones.
+
+    A factor given as a NumPy scalar equal to its default is known, while tracing, to
+    change nothing: what only such factors act on stays a constant of the program.
+    """
+    acts = [
+        not (isinstance(params[f.name], np.generic) and params[f.name] == default)
+        for f, default in zip(spec.factors, defaults(spec), strict=True)
+    ]
+    return tuple(e for e in edits if (e.power[acts] != 0).any() or e.slope[acts].any())
+
+
+def values(spec: EnvSpec, params: Mapping[str, ArrayLike]) -> Float[Array, " F"]:
     """The factors in the order of the spec."""
     rows = [jnp.asarray(params[f.name], jnp.float32) for f in spec.factors]
     return jnp.stack(rows) if rows else jnp.zeros(0)

@@ -179,6 +179,18 @@ def test_factors_are_drawn_for_every_start_and_kept_within_an_episode(key):
     )
 
 
+def test_factors_that_are_not_drawn_are_constants_of_the_step(key):
+    batch = envs.batch(counter(), 2, factors={"lag": (0, 3)})
+    state = batch.reset(jax.random.fold_in(key, 0))
+    step_key = lambda: jax.random.fold_in(key, 1)
+    odd = {**state.env.params, "speed": jnp.full(2, 7.0)}
+    given = state._replace(env=state.env._replace(params=odd))
+    after, _ = batch.step(step_key(), given, jnp.zeros((2, 1)))
+    plain, _ = batch.step(step_key(), state, jnp.zeros((2, 1)))
+    np.testing.assert_array_equal(after.env.obs, plain.env.obs)
+    np.testing.assert_array_equal(after.env.params["speed"], 7)
+
+
 def test_step_traces_once_and_does_not_change_its_input(key):
     traces = []
     batch = envs.batch(envs.make("pendulum", engine="jax"), 4, factors="range")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxwm import envs
 from jaxwm.core import loop
 from jaxwm.envs import mjcf, mujoco
 from jaxwm.envs.mujoco import Edit
@@ -160,6 +161,22 @@ def test_mjx_and_c_agree_with_contacts(key, name):
     # 7e-5 at a speed of 26.
     qpos, qvel, speed = disagreement(key, CONTACT[name])
     assert qpos < 1e-4 and qvel < 1e-4 * max(speed, 1)
+
+
+def test_a_batch_that_knows_its_factors_steps_like_one_that_reads_them(key):
+    env = envs.fixed(mujoco_cartpole.swingup(), {"cart_mass": 2.0})
+    batch = envs.batch(env, 3, factors={"pole_mass": (0.2, 0.4)})
+    state = batch.reset(jax.random.fold_in(key, 0))
+    np.testing.assert_array_equal(state.env.params["cart_mass"], 2)
+    keys = lambda: jax.random.fold_in(key, 1)
+    act = jnp.array([[0.5], [-1.0], [0.1]])
+    known = jax.jit(batch.step)(keys(), state, act)[1]
+    read = jax.jit(jax.vmap(env.step, (None, 0, 0)))(keys(), state.env, act).obs
+    np.testing.assert_allclose(known, read, rtol=1e-5, atol=1e-6)
+    plain = mujoco_cartpole.swingup()
+    other = jax.jit(jax.vmap(plain.step, (None, 0, 0)))
+    light = state.env._replace(params={**state.env.params, "cart_mass": jnp.ones(3)})
+    assert np.abs(known - other(keys(), light, act).obs).max() > 1e-3
 
 
 def test_engine_mjx_has_the_gradient_of_the_task_in_pure_jax(key):
