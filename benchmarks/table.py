@@ -65,12 +65,18 @@ def peak(row: Row) -> str:
     return f"{row.timing.peak_bytes / 1e6:.3g}" if row.timing is not None else ""
 
 
-def against(row: Row) -> str:
+def speedup(row: Row) -> str:
     """How many times faster than the peer, with the interval of the ratio."""
     if row.ratio is None:
         return ""
     ratio = row.ratio
-    return f"{ratio.median:.2f} x {ratio.peer} [{ratio.low:.2f}, {ratio.high:.2f}]"
+    return f"{ratio.median:.2f} x [{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
+def named(row: Row) -> str:
+    """The row, its size and the peer it is compared with, a line each."""
+    lines = [row.name, row.size, f"beside {row.ratio.peer}" if row.ratio else ""]
+    return "\n  ".join(line for line in lines if line)
 
 
 def target(row: Row) -> str:
@@ -83,7 +89,8 @@ def target(row: Row) -> str:
 
 def line(row: Row) -> str:
     """One row while the others still run."""
-    parts = [row.name, row.size, result(row), against(row), target(row)]
+    beside = f"beside {row.ratio.peer}" if row.ratio else ""
+    parts = [row.name, row.size, result(row), speedup(row), beside, target(row)]
     parts += [row.status * (row.status != "ok"), row.note]
     return "  ".join(part for part in parts if part)
 
@@ -91,15 +98,13 @@ def line(row: Row) -> str:
 def glance(rows: list[Row]) -> Table:
     """All rows in one table; columns without an entry are left out."""
     columns = {
-        "row": lambda row: (
-            f"{row.name}\n  [dim]{row.size}[/]" if row.size else row.name
-        ),
+        "row": named,
         "result": result,
         "a call": call,
         "compile": start,
         "peak MB": peak,
         "of peak": lambda row: f"{row.roofline:.0%}" if row.roofline else "",
-        "faster than": against,
+        "speedup": speedup,
         "target": target,
         "status": lambda row: row.status * (row.status != "ok"),
     }
@@ -107,7 +112,7 @@ def glance(rows: list[Row]) -> Table:
     cells = {name: column for name, column in cells.items() if any(column)}
     table = Table(box=box.SIMPLE_HEAD)
     for name in cells:
-        table.add_column(name, no_wrap=name != "faster than")
+        table.add_column(name, no_wrap=True)
     for row in zip(*cells.values(), strict=True):
         table.add_row(*row)
     return table
