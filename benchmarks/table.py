@@ -65,18 +65,12 @@ def peak(row: Row) -> str:
     return f"{row.timing.peak_bytes / 1e6:.3g}" if row.timing is not None else ""
 
 
-def speedup(row: Row) -> str:
+def against(row: Row) -> str:
     """How many times faster than the peer, with the interval of the ratio."""
     if row.ratio is None:
         return ""
     ratio = row.ratio
-    return f"{ratio.median:.2f} x [{ratio.low:.2f}, {ratio.high:.2f}]"
-
-
-def named(row: Row) -> str:
-    """The row, its size and the peer it is compared with, a line each."""
-    lines = [row.name, row.size, f"beside {row.ratio.peer}" if row.ratio else ""]
-    return "\n  ".join(line for line in lines if line)
+    return f"{ratio.median:.2f} x {ratio.peer} [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
 def target(row: Row) -> str:
@@ -89,30 +83,33 @@ def target(row: Row) -> str:
 
 def line(row: Row) -> str:
     """One row while the others still run."""
-    beside = f"beside {row.ratio.peer}" if row.ratio else ""
-    parts = [row.name, row.size, result(row), speedup(row), beside, target(row)]
+    parts = [row.name, row.size, result(row), against(row), target(row)]
     parts += [row.status * (row.status != "ok"), row.note]
     return "  ".join(part for part in parts if part)
+
+
+def sentence(row: Row) -> str:
+    """The row, its size, and how it stands beside its peer, a line each."""
+    judged = ", ".join(part for part in (against(row), target(row)) if part)
+    return "\n".join(part for part in (row.name, row.size, judged) if part)
 
 
 def glance(rows: list[Row]) -> Table:
     """All rows in one table; columns without an entry are left out."""
     columns = {
-        "row": named,
+        "row": sentence,
         "result": result,
         "a call": call,
         "compile": start,
         "peak MB": peak,
         "of peak": lambda row: f"{row.roofline:.0%}" if row.roofline else "",
-        "speedup": speedup,
-        "target": target,
         "status": lambda row: row.status * (row.status != "ok"),
     }
     cells = {name: [read(row) for row in rows] for name, read in columns.items()}
     cells = {name: column for name, column in cells.items() if any(column)}
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, leading=1)
     for name in cells:
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, no_wrap=name != "row")
     for row in zip(*cells.values(), strict=True):
         table.add_row(*row)
     return table

@@ -6,6 +6,7 @@ actions at a noise level); `Transformer` (causal body with optional key-value ca
 for the raw index of a level. `GrokMLP` and `GrokTransformer` read symbols.
 """
 
+from jaxwm.nn.conv import ConvEncoder
 from jaxwm.nn.denoiser import FourierTime, RandomTime, ResidualDenoiser, TimeEmbedding
 from jaxwm.nn.grok import GrokMLP, GrokTransformer
 from jaxwm.nn.heads import Actor, Critic, GaussianHead, colour, whiten
@@ -16,6 +17,7 @@ __all__ = [
     "MLP",
     "Actor",
     "Cache",
+    "ConvEncoder",
     "Critic",
     "FourierTime",
     "GaussianHead",
