@@ -87,7 +87,7 @@ def build(
             iterations=iterations,
             ls_iterations=ls_iterations,
         )
-    at_rest = jax.tree.map(np.asarray, reference_state(model))
+    at_rest = reference_state(model)
 
     def begin(key, params):
         reference = jax.tree.map(jnp.asarray, at_rest)
@@ -107,8 +107,9 @@ def build(
 
 def reference_state(model: Any) -> MjState:
     """A `mujoco.MjModel` at rest in its reference pose."""
-    zeros = jnp.zeros
-    qpos = jnp.asarray(model.qpos0, float)
+    # NumPy, so that environments can also be made while tracing.
+    zeros = lambda size: np.zeros(size, np.float32)
+    qpos = np.asarray(model.qpos0, np.float32)
     return MjState(qpos, zeros(model.nv), zeros(model.na), zeros(model.nv))
 
 

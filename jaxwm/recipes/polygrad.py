@@ -20,9 +20,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
-from jaxwm import data, diffusion, nn, rl
+from jaxwm import diffusion, nn, rl
 from jaxwm.core import dists, optimise, stats, tree
-from jaxwm.dynamics import autoregressive_diffusion, innovations
+from jaxwm.dynamics import autoregressive_diffusion, innovations, offline
 from jaxwm.dynamics.whole_trajectory import whole_trajectory
 from jaxwm.envs.tasks import pendulum
 from jaxwm.train import fidelity, residuals
@@ -528,7 +528,7 @@ def _on_policy(key: Key[Array, ""], config: Config) -> Metrics:
         return error.normalised[1:].mean(), error.persistence_normalised[1:].mean(), z
 
     model = polygrad(config, env.spec)
-    state = _fitted(fit_key, model, steps, _UPDATES)
+    state = offline.fitted(fit_key, model, steps, updates=_UPDATES)
     error, persistence, z = judge(model, state)
     unguided = polygrad(dataclasses.replace(config, guidance="none"), env.spec)
     rival = autoregressive_diffusion.autoregressive_diffusion(
@@ -543,14 +543,14 @@ def _on_policy(key: Key[Array, ""], config: Config) -> Metrics:
         ),
         env.spec,
     )
-    rival_state = _fitted(fit_key, rival, steps, _UPDATES)
-    reference = polygrad(_published(config), env.spec)
+    rival_state = offline.fitted(fit_key, rival, steps, updates=_UPDATES)
+    reference = polygrad(reference_mode(config), env.spec)
 
     def tune(state, i):
         key = jax.random.fold_in(tune_key, i)
         return reference.tune(state, imagine(key, reference, state, 64)), None
 
-    tuned = _fitted(fit_key, reference, steps, _UPDATES)
+    tuned = offline.fitted(fit_key, reference, steps, updates=_UPDATES)
     tuned, _ = jax.lax.scan(tune, tuned, jnp.arange(100))
     reference_error, _, reference_z = judge(reference, tuned)
     return {
@@ -565,7 +565,7 @@ def _on_policy(key: Key[Array, ""], config: Config) -> Metrics:
     }
 
 
-def _published(config: Config) -> Config:
+def reference_mode(config: Config) -> Config:
     """The published sampler, inputs and network at the sizes of `config`."""
     return dataclasses.replace(
         config,
@@ -590,7 +590,9 @@ def _stochastic(key: Key[Array, ""], config: Config) -> Metrics:
         config, process_noise="innovations", decay_updates=3 * _UPDATES
     )
     model = polygrad(config, env.spec)
-    state = _fitted(fit_key, model, _explore(data_key, env, 400, 50), 3 * _UPDATES)
+    state = offline.fitted(
+        fit_key, model, _explore(data_key, env, 400, 50), updates=3 * _UPDATES
+    )
     held = _explore(held_key, env, 32, config.horizon)
     physics = jax.tree.map(lambda x: x[:, 0], held.extras["physics"])
 
@@ -627,26 +629,6 @@ def _stochastic(key: Key[Array, ""], config: Config) -> Metrics:
             f"{name}crps": jnp.mean(found.crps_ratio),
         }
     return metrics
-
-
-def _fitted(
-    key: Key[Array, ""], model: WorldModel, steps: Transition, updates: int
-) -> ModelState:
-    """The model after updates on batches of 256 windows of episodes `[N, T, ...]`."""
-    num, length = steps.reward.shape
-    replay = data.replay(num, length, model.spec.window)
-    example = jax.tree.map(lambda x: x[0, 0], steps)
-    buffer = replay.add(replay.init(example), 0, steps)
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)
-    init_key, fit_key = jax.random.split(key)
-
-    def step(key, state, buffer):
-        sample_key, update_key = jax.random.split(key)
-        windows = replay.sample(sample_key, buffer, length, 256)
-        return model.fit(update_key, state, windows)
-
-    state = tree.strong(model.adapt(model.init(init_key), flat))
-    return optimise.repeat(step, state, fit_key, buffer, num_steps=updates)[0]
 
 
 def _explore(key: Key[Array, ""], env: Env, num: int, length: int) -> Transition:
