@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxwm.nn.denoiser import TimeEmbedding
+from jaxwm.types import PyTree
 
 
 class Cache(NamedTuple):
@@ -60,7 +61,7 @@ class SelfAttention(nn.Module):
         x: Float[Array, "T E"],
         mask: Bool[Array, "T C"],
         cache: Cache | None = None,
-    ) -> tuple[Float[Array, "T E"], Cache | None, Array]:
+    ) -> tuple[Float[Array, "T E"], Cache | None, PyTree]:
         """Output, the cache with these tokens appended, and what `attend` returned."""
         num_tokens, embed = x.shape
         if embed % self.num_heads:

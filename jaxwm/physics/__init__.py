@@ -1,5 +1,26 @@
-"""Dynamics: MuJoCo compiled by XLA (`mjx`)."""
+"""Physics: the contract of what is simulated, rigid bodies with contact, and MuJoCo.
 
-from jaxwm.physics import mjx
+`Dynamics` and `rollout` (any simulator, differentiable); `rigid` makes one of `bodies`
+(planar systems from their energies) and `contact` (interchangeable models). Below:
+`integrate`, and `implicit` (derivatives of solutions). `gradients` estimates gradients
+in five ways and says when one can be trusted. `mjx` is MuJoCo compiled by XLA.
+"""
 
-__all__ = ["mjx"]
+from jaxwm.physics import bodies, contact, gradients, implicit, integrate, mjx
+from jaxwm.physics.dynamics import Dynamics, Path, clip_cotangent, repeated, rollout
+from jaxwm.physics.rigid import rigid
+
+__all__ = [
+    "Dynamics",
+    "Path",
+    "bodies",
+    "clip_cotangent",
+    "contact",
+    "gradients",
+    "implicit",
+    "integrate",
+    "mjx",
+    "repeated",
+    "rigid",
+    "rollout",
+]
