@@ -274,6 +274,17 @@ class Learner(NamedTuple):
     step: Callable
 
 
+class PolicyLearner(NamedTuple):
+    """A learner that brings its environments, and how to act with what it learnt.
+
+    learner: Learner
+    act: (key, state, obs, explore) -> action, for one environment, in its bounds
+    """
+
+    learner: Learner
+    act: Callable
+
+
 class Predictor(NamedTuple):
     """A supervised model: `init(key, ...)`, `step(key, state, data)`, `predict`."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from jaxwm.envs.batch import batch
 from jaxwm.envs.delays import delayed
 from jaxwm.envs.factors import fixed, unknown
+from jaxwm.envs.from_dynamics import from_dynamics
 from jaxwm.types import Env
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = [
     "delayed",
     "factors",
     "fixed",
+    "from_dynamics",
     "make",
     "mjcf",
     "mujoco",

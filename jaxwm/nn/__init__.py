@@ -2,14 +2,21 @@
 
 `MLP`; `ResidualDenoiser` and `TransformerDenoiser` (whole trajectories of rows and
 actions at a noise level); `Transformer` (causal body with optional key-value cache);
-`Actor` and `Critic` heads. Time features: `FourierTime` for log-sigma, `RandomTime`
-for the raw index of a level. `GrokMLP` and `GrokTransformer` read symbols.
+`Actor`, `SquashedActor` and `Critic` heads. Time features: `FourierTime` for log-sigma,
+`RandomTime` for the raw index of a level. `GrokMLP` and `GrokTransformer` read symbols.
 """
 
 from jaxwm.nn.conv import ConvEncoder
 from jaxwm.nn.denoiser import FourierTime, RandomTime, ResidualDenoiser, TimeEmbedding
 from jaxwm.nn.grok import GrokMLP, GrokTransformer
-from jaxwm.nn.heads import Actor, Critic, GaussianHead, colour, whiten
+from jaxwm.nn.heads import (
+    Actor,
+    Critic,
+    GaussianHead,
+    SquashedActor,
+    colour,
+    whiten,
+)
 from jaxwm.nn.mlp import MLP
 from jaxwm.nn.transformer import Cache, Transformer, TransformerDenoiser, empty_cache
 
@@ -25,6 +32,7 @@ __all__ = [
     "GrokTransformer",
     "RandomTime",
     "ResidualDenoiser",
+    "SquashedActor",
     "TimeEmbedding",
     "Transformer",
     "TransformerDenoiser",

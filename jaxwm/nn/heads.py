@@ -58,6 +58,35 @@ class Actor(nn.Module):
         return dists.Normal(jnp.tanh(out), stddev)
 
 
+class SquashedActor(nn.Module):
+    """Gaussian policy squashed into (-1, 1): `tanh(MLP(feature) + exp(b) eps)`.
+
+    Its actions never leave their bounds, so a derivative reaches the network from
+    every one of them, however small.
+    """
+
+    action_size: int
+    hidden: tuple[int, ...] = (64, 64)
+    activation: str | Callable = "elu"
+    layer_norm: bool = False
+    init_std: float = 0.4
+
+    @nn.compact
+    def __call__(self, feature: Float[Array, "... F"]) -> dists.TanhNormal:
+        """The distribution of actions at each feature."""
+        if not self.init_std > 0:
+            raise ValueError(f"init_std must be positive, got {self.init_std}.")
+        out = MLP(
+            (*self.hidden, self.action_size),
+            self.activation,
+            self.layer_norm,
+            nn.initializers.variance_scaling(1e-4, "fan_in", "truncated_normal"),
+        )(feature)
+        start = nn.initializers.constant(math.log(self.init_std))
+        log_std = self.param("log_std", start, (self.action_size,))
+        return dists.TanhNormal(out, jnp.broadcast_to(jnp.exp(log_std), out.shape))
+
+
 class GaussianHead(nn.Module):
     """Gaussian with a full covariance, as a chain of conditional Gaussians.
 
