@@ -57,6 +57,8 @@ class Config:
     hidden: tuple[int, ...] = (64, 64)
     activation: str = "elu"
     init_std: float = 0.4
+    normalise: bool = True  # observations by their running statistics
+    reward_scale: float = 1.0  # so that values are of the order of 1 to 10
 
     def __post_init__(self):
         for name in ("horizon", "critic_epochs", "critic_minibatches"):
@@ -69,7 +71,13 @@ class Config:
                 raise ValueError(
                     f"{name} must be in [0, 1], got {getattr(self, name)}."
                 )
-        for name in ("actor_lr", "critic_lr", "max_grad_norm", "init_std"):
+        for name in (
+            "actor_lr",
+            "critic_lr",
+            "max_grad_norm",
+            "init_std",
+            "reward_scale",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
 
@@ -167,13 +175,14 @@ def shac(env: BatchEnv, config: Config) -> PolicyLearner:
             reached = normalise(final_obs)
             ended = (new.env.discount == 0) | new.env.truncated
             later = config.gamma * new.env.discount * value(state.target, reached)
-            total = total + weight * (new.env.reward + jnp.where(ended, later, 0.0))
+            reward = config.reward_scale * new.env.reward
+            total = total + weight * (reward + jnp.where(ended, later, 0.0))
             weight = jnp.where(ended, 1.0, config.gamma * weight)
             row = {
                 "obs": normed,
                 "raw": env_state.env.obs,
                 "reached": reached,
-                "reward": new.env.reward,
+                "reward": reward,
                 "discount": new.env.discount,
                 "truncated": new.env.truncated,
                 "action": action,
@@ -252,8 +261,11 @@ def shac(env: BatchEnv, config: Config) -> PolicyLearner:
         if config.bootstrap:
             new_critic, slow, more = improve_critic(critic_key, state, rows)
             metrics |= more
-        metrics["collect/reward"] = jnp.mean(rows["reward"])
-        moments = stats.update_moments(state.obs, rows["raw"].reshape(num_rows, -1))
+        metrics["collect/reward"] = jnp.mean(rows["reward"]) / config.reward_scale
+        moments = state.obs
+        if config.normalise:
+            raw = rows["raw"].reshape(num_rows, obs_size)
+            moments = stats.update_moments(moments, raw)
         return SHACState(new_actor, new_critic, slow, moments, env_state), metrics
 
     def act(key, state: SHACState, obs: PyTree, explore) -> Array:

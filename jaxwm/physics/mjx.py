@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from jaxwm.types import PyTree
 
@@ -38,6 +38,7 @@ class Rest(NamedTuple):
     linear: np.ndarray  # [N, 3, V] velocity of each body's centre per joint velocity
     angular: np.ndarray  # [N, 3, V] in the principal axes of the body
     subtree: np.ndarray  # [N, N] 1 where the column's body hangs below the row's
+    averaged: np.ndarray  # [V, V] means over the axes of free and ball joints
 
 
 class Simulator(NamedTuple):
@@ -150,7 +151,7 @@ def step(
     return jax.lax.scan(substep, state, None, length=num_substeps)[0]
 
 
-def edited(simulator: Simulator, fields: Mapping[str, Array]) -> Simulator:
+def edited(simulator: Simulator, fields: Mapping[str, ArrayLike]) -> Simulator:
     """The same simulator with other model fields, e.g. `{"opt.gravity": [3]}`.
 
     Values may be traced and batched. Constants that MuJoCo derives from masses when it
@@ -161,8 +162,9 @@ def edited(simulator: Simulator, fields: Mapping[str, Array]) -> Simulator:
         body_invweight0[b] = (tr J_b M⁻¹ Jᵀ_b, tr R_b M⁻¹ Rᵀ_b) / 3
 
     with the Jacobians J of the centres of mass and R of the rotations in the reference
-    pose, as `mj_setConst` does. Only for models of hinges and slides; lengths and
-    places may change only where nothing is constrained.
+    pose, as `mj_setConst` does; the axes of a free or ball joint share their mean.
+    Lengths and places may change only where nothing is constrained, masses only where
+    there are no tendons.
 
     Args:
         simulator: from `put`.
@@ -208,8 +210,8 @@ def check_editable(simulator: Simulator, names) -> None:
         )
     if names & INERTIAL and rest is None:
         raise ValueError(
-            f"{sorted(names & INERTIAL)} can vary only in models of hinge and slide "
-            "joints without tendons; compile a model for each value instead."
+            f"{sorted(names & INERTIAL)} can vary only in models without tendons, "
+            "whose inverse weights would go stale; compile a model for each value."
         )
 
 
@@ -236,7 +238,7 @@ def _derived(rest: Rest, mass, inertia, armature) -> dict[str, Array]:
     inverse = jnp.linalg.inv(inertia_matrix)
     spread = lambda J: jnp.einsum("bki,ij,bkj->b", J, inverse, J) / 3
     return {
-        "dof_invweight0": jnp.diag(inverse),
+        "dof_invweight0": rest.averaged @ jnp.diag(inverse),
         "body_invweight0": jnp.stack([spread(linear), spread(angular)], -1),
         "body_subtreemass": rest.subtree @ mass,
     }
@@ -244,8 +246,7 @@ def _derived(rest: Rest, mass, inertia, armature) -> dict[str, Array]:
 
 def _rest(mujoco, model) -> Rest | None:
     """Jacobians in the reference pose; None for models that `_derived` does not fit."""
-    simple = (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_SLIDE)
-    if model.ntendon or not np.isin(model.jnt_type, simple).all() or not model.nv:
+    if model.ntendon or not model.nv:
         return None
     data = mujoco.MjData(model)
     data.qpos[:] = model.qpos0
@@ -253,7 +254,7 @@ def _rest(mujoco, model) -> Rest | None:
     mujoco.mj_comPos(model, data)
     linear = np.zeros((model.nbody, 3, model.nv))
     angular = np.zeros((model.nbody, 3, model.nv))
-    subtree = np.eye(model.nbody, dtype=np.float32)
+    subtree = np.eye(model.nbody)
     for body in range(model.nbody):
         mujoco.mj_jacBodyCom(model, data, linear[body], angular[body], body)
         angular[body] = data.ximat[body].reshape(3, 3).T @ angular[body]
@@ -261,7 +262,14 @@ def _rest(mujoco, model) -> Rest | None:
         while above:
             above = model.body_parentid[above]
             subtree[above, body] = 1
-    return Rest(linear.astype(np.float32), angular.astype(np.float32), subtree)
+    averaged = np.eye(model.nv)
+    for joint in range(model.njnt):
+        start = int(model.jnt_dofadr[joint])
+        parts = {mujoco.mjtJoint.mjJNT_FREE: (0, 3), mujoco.mjtJoint.mjJNT_BALL: (0,)}
+        for part in parts.get(mujoco.mjtJoint(int(model.jnt_type[joint])), ()):
+            axes = slice(start + part, start + part + 3)
+            averaged[axes, axes] = 1 / 3
+    return Rest(linear, angular, subtree, averaged)
 
 
 def _is_constrained(mujoco, model) -> bool:

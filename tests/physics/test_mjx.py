@@ -142,9 +142,11 @@ def test_fields_that_do_not_exist_are_named(cartpole):
 def test_masses_cannot_vary_where_the_constants_are_not_known():
     model = mujoco.MjModel.from_xml_string(
         """<mujoco><worldbody><geom type="plane" size="1 1 1"/>
-        <body pos="0 0 1"><freejoint/><geom size="0.1"/></body></worldbody></mujoco>"""
+        <site name="a"/><body pos="0 0 1"><freejoint/><geom size="0.1"/><site name="b"/>
+        </body></worldbody><tendon><spatial limited="true" range="0 2"><site site="a"/>
+        <site site="b"/></spatial></tendon></mujoco>"""
     )
-    with pytest.raises(ValueError, match="hinge and slide"):
+    with pytest.raises(ValueError, match="without tendons"):
         mjx.check_editable(mjx.put(model), ["body_mass"])
 
 
