@@ -34,6 +34,7 @@ def benches() -> tuple[Bench, ...]:
     from benchmarks import (
         bench_checkpoint,
         bench_diffusion,
+        bench_gradients,
         bench_import,
         bench_machine,
         bench_physics,
@@ -47,6 +48,7 @@ def benches() -> tuple[Bench, ...]:
         Bench("physics", bench_physics.rows, compiles_long=True),
         Bench("replay", bench_replay.rows),
         Bench("diffusion", bench_diffusion.rows, compiles_long=True),
+        Bench("gradients", bench_gradients.rows, full_only=True, compiles_long=True),
         Bench("seeds", bench_seeds.rows, full_only=True, compiles_long=True),
         Bench("checkpoint", bench_checkpoint.rows),
     )

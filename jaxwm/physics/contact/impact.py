@@ -121,7 +121,8 @@ def _to_impact(system, params, q, v, action, left):
         return jnp.where(inside, low, middle), jnp.where(inside, middle, high)
 
     low = jnp.zeros(system.num_contacts, q.dtype)
-    ends = jax.lax.fori_loop(0, 50, halve, jax.lax.stop_gradient((low, low + left)))
+    # One step of Newton's method follows, which squares what is left of the error.
+    ends = jax.lax.fori_loop(0, 25, halve, jax.lax.stop_gradient((low, low + left)))
     times = jnp.where(hits, ends[1], jnp.inf)
     first = jnp.argmin(times)
     some = jnp.any(hits)
