@@ -31,6 +31,7 @@ VERBS = {
     "report": Verb("judge", "report", "write a run's report.html"),
     "run": Verb("experiment", "run", "a system's experiment against its claim"),
     "data": Verb("datasets", "data", "inspect datasets, make them from runs"),
+    "complexity": Verb("complexity", "complexity", "a checkpoint as a small file"),
     "export": Verb("judge", "export", "a run's policy as StableHLO and safetensors"),
     "bench": Verb("benchmarks", "bench", "throughput beside the peers (source only)"),
 }

@@ -113,6 +113,54 @@ ENTRIES: tuple[Entry, ...] = (
         summary="a diffusion model of one step, rolled out step by step",
     ),
     Entry(
+        "complexity_grokking",
+        family="learning theory",
+        source='DeMoss et al., "The Complexity Dynamics of Grokking", Physica D 482, '
+        "2025",
+        bundle="Predictor",
+        claim=All(
+            (
+                Above("complexity/peak", 2.0, of="complexity/final"),
+                Below("step/memorised", 1.001, of="step/peak"),
+                Below("step/peak", 1.0, of="step/grokked"),
+                Above("accuracy/test", 0.99),
+                Above(
+                    "complexity/final_unregularised",
+                    0.8,
+                    of="complexity/peak_unregularised",
+                ),
+                Below("accuracy/test_unregularised", 0.05),
+                Below("complexity/final", 0.5, of="complexity/final_unregularised"),
+                Below("raw/bz2_change", 0.05),
+                Below("raw/norm_change", 0.2),
+                Above("integers/spearman", 0.9),
+            )
+        ),
+        summary="a network's information content rises, then falls as it groks",
+    ),
+    Entry(
+        "differentiable_simulators",
+        family="differentiable physics",
+        source='Newbury et al., "A Review of Differentiable Simulators", 2024',
+        bundle="Env",
+        claim=All(
+            (
+                Between("slope/time_of_impact", -1.001, -0.999),
+                Between("slope/impulse", 0.999, 1.001),
+                Below("miss/time_of_impact", 1e-2),
+                Above("miss/impulse", 5.0, of="miss/time_of_impact"),
+                Below("identify/error", 0.05),
+                Below("identify/error", 1.0, of="identify/error_cem"),
+                Below("estimate/alpha_order", 3.0),
+                Above("estimate/first_order", 3.0),
+                Above("shac/up", 0.95),
+                Below("bptt/up", 1.0, of="shac/up"),
+                Above("ppo/steps", 3.0, of="shac/steps"),
+            )
+        ),
+        summary="which gradients of a simulation can be trusted, and what they buy",
+    ),
+    Entry(
         "ensemble",
         family="world models",
         source='Chua et al., "Deep Reinforcement Learning in a Handful of Trials using '
@@ -120,6 +168,82 @@ ENTRIES: tuple[Entry, ...] = (
         bundle="WorldModel",
         room="dynamics",
         summary="probabilistic networks, a random elite per step",
+    ),
+    Entry(
+        "halfspace_tester_learner",
+        family="learning theory",
+        source='Gollakota et al., "An Efficient Tester-Learner for Halfspaces", ICLR '
+        "2024",
+        bundle=None,
+        claim=All(
+            (
+                Below("bound/gaussian", 0.1),
+                Below("bound/cube", 0.1),
+                Below("accept/degenerate", 0.5),
+                Below("accept/ball", 0.5),
+                Above("slack/worst", 0.0),
+                Above("excess_logistic/ball", 0.03),
+                Above("moments/gaussian", 0.5),
+                Below("moments/cube", 0.5),
+            )
+        ),
+        summary="halfspaces under label noise, certified from the data or rejected",
+    ),
+    Entry(
+        "hierarchical_polynomials",
+        family="learning theory",
+        source='Wang, Nichani and Lee, "Learning Hierarchical Polynomials with '
+        'Three-Layer Neural Networks", ICLR 2024',
+        bundle=None,
+        claim=All(
+            (
+                Above("correlation/10", 1.0, of="correlation/4"),
+                Above("correlation/20", 1.0, of="correlation/10"),
+                Above("gap/20", 0.1),
+                Below("no_slope/correlation", 0.3),
+                Below("descent/difference", 0.05),
+            )
+        ),
+        summary="three layers learn g(p(x)) from as many samples as p needs",
+    ),
+    Entry(
+        "lazy_to_rich_grokking",
+        family="learning theory",
+        source='Kumar et al., "Grokking as the Transition from Lazy to Rich Training '
+        'Dynamics", ICLR 2024',
+        bundle="Predictor",
+        claim=All(
+            (
+                Below("test/0.25", 1.0, of="test/1"),
+                Below("test/1", 1.0, of="test/4"),
+                Below("test/4", 1.0, of="test/16"),
+                Above("alignment/0.25", 1.0, of="alignment/1"),
+                Above("alignment/1", 1.0, of="alignment/4"),
+                Above("alignment/4", 1.0, of="alignment/16"),
+                Above("grok/test_at_fit", 3.0, of="grok/test"),
+                Above("lazy/test", 5.0, of="grok/test"),
+                Above("kernel/test", 5.0, of="grok/test"),
+                Between("closed_form/ratio", 0.98, 1.02),
+            )
+        ),
+        summary="generalisation delayed by an output scale, without weight decay",
+    ),
+    Entry(
+        "local_lipschitz_bounds",
+        family="learning theory",
+        source='Shi et al., "Efficiently Computing Local Lipschitz Constants of Neural '
+        'Networks via Bound Propagation", NeurIPS 2022',
+        bundle=None,
+        claim=All(
+            (
+                Above("coverage", 1.0),
+                Below("linear/interval", 0.65),
+                Below("linear/interval/worst", 1.0001),
+                Below("interval/global/worst", 1.0001),
+                Below("branched/linear", 0.95),
+            )
+        ),
+        summary="certified local Lipschitz constants by linear bounds on the Jacobian",
     ),
     Entry(
         "polygrad",
@@ -136,6 +260,60 @@ ENTRIES: tuple[Entry, ...] = (
             )
         ),
         summary="whole on-policy trajectories in one policy-guided diffusion pass",
+    ),
+    Entry(
+        "random_teachers",
+        family="learning theory",
+        source='Sarnthein et al., "Random Teachers are Good Teachers", ICML 2023',
+        bundle="Predictor",
+        claim=All(
+            (
+                Above("gain/linear", 0.05),
+                Above("gain/knn", 0.0),
+                Above("gain/near", 0.02),
+                Below("gain/noise", 0.5, of="gain/near"),
+                Below("kl/student", 0.1, of="kl/start"),
+                Above("teacher/unchanged", 0.5),
+            )
+        ),
+        summary="features learnt from a random network, without labels",
+    ),
+    Entry(
+        "self_tuning_networks",
+        family="learning theory",
+        source='MacKay et al., "Self-Tuning Networks: Bilevel Optimization of '
+        'Hyperparameters using Structured Best-Response Functions", ICLR 2019',
+        bundle="Predictor",
+        claim=All(
+            (
+                Above("ridge/cosine", 0.9),
+                Below("ridge/valid_from_small", 1.03, of="ridge/valid_grid"),
+                Below("ridge/valid_from_large", 1.03, of="ridge/valid_grid"),
+                Below("network/test", 1.1, of="network/test_search"),
+                Below("network/test", 0.9, of="network/test_first"),
+            )
+        ),
+        summary="hyperparameters tuned in one run by a network of best responses",
+    ),
+    Entry(
+        "statmech_continual_learning",
+        family="learning theory",
+        source='Li et al., "Statistical mechanics of continual learning: variational '
+        'principle and mean-field potential", Phys. Rev. E 108, 014309 (2023)',
+        bundle=None,
+        claim=All(
+            (
+                Between("perceptron/binary", 0.21, 0.34),
+                Below("perceptron/mean", 1.2, of="perceptron/theory_mean"),
+                Below("small/first_difference", 0.05),
+                Below("two/variational_excess", 0.95, of="two/finetune_excess"),
+                Below("two/second_difference", 0.05),
+                Above("permuted/over_finetune", 0.1),
+                Above("permuted/over_metaplastic", 0.05),
+                Above("permuted/over_metaplastic_tuned", -0.03),
+            )
+        ),
+        summary="binary networks that keep old tasks, each posterior the next prior",
     ),
     Entry(
         "transformer",

@@ -4,6 +4,7 @@
 actions at a noise level); `Transformer` (causal body with optional key-value cache);
 `Actor`, `SquashedActor` and `Critic` heads. Time features: `FourierTime` for log-sigma,
 `RandomTime` for the raw index of a level. `GrokMLP` and `GrokTransformer` read symbols.
+`PiecewiseLinearCell` is a recurrent map.
 """
 
 from jaxwm.nn.conv import ConvEncoder
@@ -18,6 +19,7 @@ from jaxwm.nn.heads import (
     whiten,
 )
 from jaxwm.nn.mlp import MLP
+from jaxwm.nn.recurrent import PiecewiseLinearCell
 from jaxwm.nn.transformer import Cache, Transformer, TransformerDenoiser, empty_cache
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "GaussianHead",
     "GrokMLP",
     "GrokTransformer",
+    "PiecewiseLinearCell",
     "RandomTime",
     "ResidualDenoiser",
     "SquashedActor",

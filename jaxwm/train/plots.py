@@ -298,6 +298,69 @@ def film_strip(
     return _render(draw, _WIDTH, (_WIDTH / columns * aspect + 0.26) * rows, format)
 
 
+def rate_distortion(
+    epsilons: Numbers,
+    sizes: Mapping[str, Any],
+    *,
+    points: Mapping[str, Any] | None = None,
+    ylabel: str = "bytes",
+    format: str = "svg",
+) -> bytes:
+    """Size against the rise of the loss that is allowed, both on logarithmic axes.
+
+    Args:
+        epsilons: `[E]`, nats.
+        sizes: by name, `[E]`; NaN where nothing keeps the loss.
+        points: single measurements by name, (epsilon, size).
+        ylabel: unit of the sizes.
+        format: "svg" or "png".
+
+    Raises:
+        ValueError: for sizes of another length than `epsilons`.
+    """
+    at = np.asarray(epsilons, float)
+    for name, row in sizes.items():
+        if np.shape(row) != at.shape:
+            raise ValueError(
+                f"sizes[{name}] must be {at.shape} like epsilons, got {np.shape(row)}."
+            )
+
+    def draw(figure):
+        axes = figure.subplots()
+        for i, (name, row) in enumerate(sizes.items()):
+            colour, marker, dash = _SERIES[i % len(_SERIES)]
+            axes.plot(
+                at,
+                _positive(row),
+                color=colour,
+                linestyle=dash,
+                marker=marker,
+                markersize=5,
+                label=_plain(name),
+            )
+        for i, (name, (epsilon, size)) in enumerate((points or {}).items()):
+            colour, marker, _ = _SERIES[(len(sizes) + i) % len(_SERIES)]
+            axes.plot(
+                [epsilon],
+                [size],
+                color=colour,
+                linestyle="none",
+                marker=marker,
+                markersize=8,
+                label=_plain(name),
+            )
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda x, _: f"{x:,g}")
+            axis.set_minor_formatter(lambda x, _: f"{x:,g}")
+            axis.get_minor_locator().set_params(subs=(2, 5))
+        axes.set(xlabel="rise of the loss allowed, ε (nats)", ylabel=ylabel)
+        figure.legend(loc="outside upper left", ncols=2)
+
+    return _render(draw, _WIDTH, 3.9, format)
+
+
 def _render(draw: Callable, width: float, height: float, format: str) -> bytes:
     """Lets `draw` fill a new figure of this size in inches; the bytes of its file."""
     if format not in ("svg", "png"):

@@ -64,7 +64,10 @@ def compare(model, speed, *, params, steps=20, polish=0, actions=None, qpos=None
         return weights[0] @ final.qpos + weights[1] @ final.qvel
 
     ours = jax.jit(jax.value_and_grad(lambda s, p: loss(dyn, s, p), (0, 1)))
-    value_of = jax.jit(lambda s, p: loss(plain, s, p))
+    unchanged = jax.jit(lambda s, p: loss(plain, s, p))
+    # On elliptic cones MJX's solver stops about 1e-10 short of the minimum, which
+    # differences divide by their step: there they are taken of the polished map.
+    value_of = jax.jit(lambda s, p: loss(dyn, s, p)) if polish else unchanged
     theta = jnp.asarray(speed, float), dyn.params
     value, grads = ours(*theta)
     flat, unravel = jax.flatten_util.ravel_pytree(theta)
@@ -79,7 +82,7 @@ def compare(model, speed, *, params, steps=20, polish=0, actions=None, qpos=None
             found.append(float(up - down) / (2 * size))
         own = float(slope @ way)
         worst = max(worst, min(abs(own - d) / max(abs(d), 1e-3) for d in found))
-    return worst, abs(float(value - value_of(*theta))), grads
+    return worst, abs(float(value - unchanged(*theta))), grads
 
 
 @pytest.mark.slow
