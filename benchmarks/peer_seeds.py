@@ -24,7 +24,12 @@ def setup(config: dict) -> peer.Ready:
     from jaxwm.train import chunk
 
     preset = presets.FAST
-    model_config, agent_config, loop = polygrad.Config(), preset.agent, preset.loop
+    rounds = preset.loop.rounds * (
+        preset.env_steps // (preset.loop.steps * preset.num_envs)
+    )
+    model_config = dataclasses.replace(polygrad.Config(), **preset.model)
+    model_config = presets.sized(model_config, rounds * preset.agent.fits)
+    agent_config, loop = presets.sized(preset.agent, rounds), preset.loop
     if config["smoke"]:
         model_config, agent_config = polygrad.TINY, dream.TINY
         loop = online.Config(steps=8, random_iterations=1, pretrain=1, rounds=1)
