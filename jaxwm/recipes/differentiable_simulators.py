@@ -39,12 +39,12 @@ class Config:
     descent_steps: int = 150
     samples: int = 1000  # of each stochastic estimator
     num_envs: int = 16  # N, of SHAC and back-propagation through time
-    iterations: int = 200  # of SHAC, 32 steps of every environment each
-    learning_rate: float = 4e-3  # of SHAC
+    iterations: int = 600  # of SHAC, 32 steps of every environment each
+    learning_rate: float = 2e-3  # of SHAC
     ppo_envs: int = 64
     ppo_iterations: int = 300  # 32 steps of every environment each
     ppo_learning_rate: float = 3e-3  # best of 3e-4, 1e-3, 3e-3
-    evaluations: int = 20  # of a policy while it learns
+    evaluations: int = 30  # of a policy while it learns
 
     def __post_init__(self):
         for name in ("starts", "descent_steps", "num_envs", "ppo_envs"):

@@ -53,7 +53,7 @@ def test_every_number_of_the_experiment_is_finite():
     ("change", "match"),
     [
         ({"starts": 0}, "starts must be at least 1, got 0"),
-        ({"evaluations": 7}, "evaluations must divide iterations = 200, got 7"),
+        ({"evaluations": 7}, "evaluations must divide iterations = 600, got 7"),
     ],
 )
 def test_settings_without_sense_are_refused(change, match):
