@@ -72,6 +72,7 @@ def test_logits_are_cosines(key):
     np.testing.assert_allclose(head.apply(longer, x), logits, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_divergence_and_leaves_the_teacher(key, images):
     init_key, step_key = jax.random.split(key)
     config = dataclasses.replace(TINY, learning_rate=1e-2, batch_size=32)
@@ -104,6 +105,7 @@ def test_a_student_at_the_teacher_has_nothing_to_learn(key, images):
     assert norms[0] < 1e-2 * norms[1]
 
 
+@pytest.mark.slow
 def test_the_experiment_gives_finite_numbers_from_a_tiny_setting(key):
     metrics = jax.jit(lambda key: recipe.experiment(key, TINY))(key)
     assert {"linear/student", "gain/noise", "kl/start"} <= set(metrics)

@@ -111,6 +111,7 @@ def test_a_sequence_of_tasks_gives_a_square_of_accuracies(key):
     assert accuracy[0, 0] > 0.8
 
 
+@pytest.mark.slow
 def test_the_experiment_gives_finite_numbers_from_a_tiny_setting(key):
     metrics = jax.jit(lambda key: recipe.experiment(key, TINY))(key)
     assert {"perceptron/mean", "small/exact_first", "permuted/joint"} <= set(metrics)
