@@ -120,6 +120,7 @@ def failed(arguments, capsys):
         (["eval", "/tmp/no/such/run"], "is no run"),
         (["run", "polygrda"], "did you mean polygrad?"),
         (["list", "--family", "word models"], "did you mean world models?"),
+        (["list", "poligrad"], "did you mean polygrad?"),
         (["envs", "hoper"], "did you mean hopper?"),
         (["data", "convert", "/tmp/no/such/run", "/tmp/x"], "is no run"),
     ],
@@ -377,7 +378,7 @@ def test_an_experiment_is_judged_recorded_and_listed(
     fake, monkeypatch, tmp_path, capsys
 ):
     assert cli.main(["run", "fake", "--out", str(tmp_path / "fake.json")]) == 0
-    assert "seed 1: holds: error" in capsys.readouterr().out
+    assert "seed 1: holds\n  error " in capsys.readouterr().out
     record = json.loads((tmp_path / "fake.json").read_text())
     assert len(record["metrics"]) == 2
     assert record["command"] == "jaxwm run fake --seeds 2"
@@ -385,7 +386,8 @@ def test_an_experiment_is_judged_recorded_and_listed(
     assert cli.main(["list"]) == 0
     text = capsys.readouterr().out
     assert "claim held on 2 of 2 seeds" in text
-    assert "error " in text
+    assert cli.main(["list", fake.name]) == 0
+    assert "  error " in capsys.readouterr().out
 
     harder = fake._replace(claim=catalogue.Below("error", 0.05, of="error/base"))
     monkeypatch.setattr(catalogue, "ENTRIES", (harder,))

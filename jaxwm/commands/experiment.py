@@ -32,7 +32,9 @@ def run(arguments: list[str]) -> int:
     results = experiment(entry, options.seeds or entry.seeds)
     verdicts = catalogue.judge(entry, results)
     for seed, verdict in enumerate(verdicts):
-        print(f"seed {seed}: {'holds' if verdict.holds else 'FAILS'}: {verdict.text}")
+        print(f"seed {seed}: {'holds' if verdict.holds else 'FAILS'}")
+        for part in verdict.text.split("; "):
+            print(f"  {part}")
     if options.out:
         from jaxwm.commands import conclude
 

@@ -14,6 +14,7 @@ def systems(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "jaxwm list", description="List systems, and what was measured of them."
     )
+    parser.add_argument("name", nargs="?", help="one system in full")
     parser.add_argument("--family", help="only systems of this family")
     options = parser.parse_args(arguments)
     from jaxwm import catalogue
@@ -24,16 +25,25 @@ def systems(arguments: list[str]) -> int:
     if options.family not in (None, *families):
         hint = settings.closest(options.family, families)
         raise ConfigError(f'unknown family "{options.family}"; {hint}')
+    if options.name is not None:
+        names = [entry.name for entry in catalogue.ENTRIES]
+        if options.name not in names:
+            hint = settings.closest(options.name, names)
+            raise ConfigError(f'no system is called "{options.name}"; {hint}')
+        _describe(catalogue.find(options.name))
+        return 0
+    width = max(len(entry.name) for entry in catalogue.ENTRIES) + 2
     for family in families:
         if options.family not in (None, family):
             continue
         print(f"{family}")
         for entry in catalogue.ENTRIES:
             if entry.family == family:
-                print(f"  {entry.name:<26}{entry.summary}")
-                print(f"  {'':<26}{entry.source}")
-                for line in measured(entry.name):
-                    print(f"  {'':<26}{line}")
+                held = measured(entry.name)[:1]
+                print(f"  {entry.name:<{width}}{entry.summary}")
+                for line in held:
+                    print(f"  {'':<{width}}{line}")
+    print("jaxwm list NAME shows one in full, jaxwm run NAME checks its claim.")
     return 0
 
 
@@ -47,6 +57,20 @@ def measured(name: str) -> list[str]:
     head = f"claim held on {held} of {len(found['verdicts'])} seeds"
     head += f" ({found['date']}, {found['device']})"
     return [head, *(verdict["text"] for verdict in found["verdicts"])]
+
+
+def _describe(entry) -> None:
+    """One system in full: where it comes from, and its claim seed by seed."""
+    print(f"{entry.name}: {entry.summary}")
+    print(f"family  {entry.family}")
+    print(f"source  {entry.source}")
+    print(f"module  {entry.module}")
+    head, *seeds = measured(entry.name) or ["nothing was measured yet"]
+    print(head)
+    for seed, text in enumerate(seeds):
+        print(f"seed {seed}")
+        for part in text.split("; "):
+            print(f"  {part}")
 
 
 def tasks(arguments: list[str]) -> int:
