@@ -48,8 +48,8 @@ class Config:
     horizon: int = 10  # T, environment steps per imagined trajectory
     levels: int = 128  # noise levels the denoiser is trained on
     tau: float = 1.0  # exponent of the schedule; small keeps samples clean longer
-    # Network calls per imagined trajectory, at most `levels`. Four are as good as 128 on
-    # a pendulum and an arm; a halfcheetah over 10 steps wants 8.
+    # Network calls per imagined trajectory, at most `levels`. Four are as good as 128
+    # on a pendulum and an arm; a halfcheetah over 10 steps wants 8.
     calls: int = 4
     eta: float = 1.0  # noise between the calls: 1 ancestral sampling, 0 DDIM
     denoiser: Literal["mlp", "transformer"] = "mlp"
