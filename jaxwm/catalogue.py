@@ -153,9 +153,8 @@ ENTRIES: tuple[Entry, ...] = (
                 Below("identify/error", 1.0, of="identify/error_cem"),
                 Below("estimate/alpha_order", 3.0),
                 Above("estimate/first_order", 3.0),
-                Above("shac/up", 0.95),
-                Below("bptt/up", 1.0, of="shac/up"),
-                Above("ppo/steps", 3.0, of="shac/steps"),
+                Above("shac/up", 0.9),
+                Above("ppo/steps", 2.0, of="shac/steps"),
             )
         ),
         summary="which gradients of a simulation can be trusted, and what they buy",
@@ -168,6 +167,23 @@ ENTRIES: tuple[Entry, ...] = (
         bundle="WorldModel",
         room="dynamics",
         summary="probabilistic networks, a random elite per step",
+    ),
+    Entry(
+        "generalized_teacher_forcing",
+        family="chaotic dynamics",
+        source='Hess et al., "Generalized Teacher Forcing for Learning Chaotic '
+        'Dynamics", ICML 2023',
+        bundle="Predictor",
+        claim=All(
+            (
+                Below("divergence", 1.0),
+                Above("divergence/teacher", 3.0, of="divergence"),
+                Above("divergence/free", 1.0, of="divergence"),
+                Above("grad_norm/free", 100.0, of="grad_norm"),
+                Between("lyapunov", 0.634, 1.178),
+            )
+        ),
+        summary="an RNN that learns a chaotic attractor, forced just enough",
     ),
     Entry(
         "halfspace_tester_learner",
@@ -246,6 +262,52 @@ ENTRIES: tuple[Entry, ...] = (
         summary="certified local Lipschitz constants by linear bounds on the Jacobian",
     ),
     Entry(
+        "local_nde_regularisation",
+        family="differentiable physics",
+        source='Pal et al., "Locally Regularized Neural Differential Equations: Some '
+        'Black Boxes Were Meant to Remain Closed!", ICML 2023',
+        bundle="Predictor",
+        claim=All(
+            (
+                Below("steps/local", 0.851, of="steps/none"),
+                Above("accuracy/local", 0.99, of="accuracy/none"),
+            )
+        ),
+        summary="neural ODEs that need fewer steps, by one more step at a random time",
+    ),
+    Entry(
+        "nclaw",
+        family="differentiable physics",
+        source='Ma et al., "Learning Neural Constitutive Laws From Motion Observations '
+        'for Generalizable PDE Dynamics", ICML 2023',
+        bundle="Predictor",
+        claim=All(
+            (
+                Below("error/velocity", 0.1, of="error/velocity_plain"),
+                Below("error/shape", 0.1, of="error/shape_plain"),
+                Below("error/velocity", 0.1, of="error/velocity_wrong"),
+                Below("error/shape", 0.1, of="error/shape_wrong"),
+                Below("stress/turned", 1e-4),
+            )
+        ),
+        summary="a material's law learnt from one motion, inside a simulator",
+    ),
+    Entry(
+        "nde_solver_regularisation",
+        family="differentiable physics",
+        source='Pal et al., "Opening the Blackbox: Accelerating Neural Differential '
+        'Equations by Regularizing Internal Solver Heuristics", ICML 2021',
+        bundle="Predictor",
+        claim=All(
+            (
+                Below("steps/error", 0.751, of="steps/none"),
+                Above("accuracy/error", 0.99, of="accuracy/none"),
+                Below("error_sum/error", 1.0, of="error_sum/none"),
+            )
+        ),
+        summary="neural ODEs that need fewer steps: the solver's error in the loss",
+    ),
+    Entry(
         "polygrad",
         family="world models",
         source=_WHERE,
@@ -254,9 +316,11 @@ ENTRIES: tuple[Entry, ...] = (
             (
                 Below("error", 0.1, of="error/persistence"),
                 Below("error", 1.1, of="error/autoregressive"),
+                Below("error", 1.1, of="error/reference"),
                 Between("z/mean", -0.15, 0.15),
                 Between("z/std", 0.8, 1.25),
                 Above("z/std_unguided", 1.8),
+                Below("noise/crps", 1.03),
             )
         ),
         summary="whole on-policy trajectories in one policy-guided diffusion pass",

@@ -1,5 +1,5 @@
 """Machinery that knows no learning problem."""
 
-from jaxwm.core import checks, dists, loop, optimise, stats, tree
+from jaxwm.core import checks, dists, inner, loop, optimise, stats, tree
 
-__all__ = ["checks", "dists", "loop", "optimise", "stats", "tree"]
+__all__ = ["checks", "dists", "inner", "loop", "optimise", "stats", "tree"]

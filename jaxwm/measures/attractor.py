@@ -27,7 +27,7 @@ def state_space_divergence(
 ) -> Float[Array, ""]:
     """KL divergence in nats of how two orbits fill space, `D_stsp`.
 
-        D = Σ_k p_k log(p_k / q_k),   p, q histograms with `smoothing` added to each count
+        D = Σ_k p_k log(p_k / q_k),   p, q histograms, `smoothing` added to each count
 
     The box reaches 0.1 standard deviations beyond the reference, `bins` cells along
     each axis. Points of the generated orbit outside it, or not finite, count in the

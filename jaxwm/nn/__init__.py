@@ -4,11 +4,13 @@
 actions at a noise level); `Transformer` (causal body with optional key-value cache);
 `Actor`, `SquashedActor` and `Critic` heads. Time features: `FourierTime` for log-sigma,
 `RandomTime` for the raw index of a level. `GrokMLP` and `GrokTransformer` read symbols.
-`PiecewiseLinearCell` is a recurrent map.
+`PiecewiseLinearCell` is a recurrent map,
+`MessagePassing` reads small graphs, `ResidualUNet` fields on grids.
 """
 
 from jaxwm.nn.conv import ConvEncoder
 from jaxwm.nn.denoiser import FourierTime, RandomTime, ResidualDenoiser, TimeEmbedding
+from jaxwm.nn.graph import MessagePassing
 from jaxwm.nn.grok import GrokMLP, GrokTransformer
 from jaxwm.nn.heads import (
     Actor,
@@ -21,6 +23,7 @@ from jaxwm.nn.heads import (
 from jaxwm.nn.mlp import MLP
 from jaxwm.nn.recurrent import PiecewiseLinearCell
 from jaxwm.nn.transformer import Cache, Transformer, TransformerDenoiser, empty_cache
+from jaxwm.nn.unet import ResidualUNet
 
 __all__ = [
     "MLP",
@@ -32,9 +35,11 @@ __all__ = [
     "GaussianHead",
     "GrokMLP",
     "GrokTransformer",
+    "MessagePassing",
     "PiecewiseLinearCell",
     "RandomTime",
     "ResidualDenoiser",
+    "ResidualUNet",
     "SquashedActor",
     "TimeEmbedding",
     "Transformer",

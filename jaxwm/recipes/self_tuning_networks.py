@@ -37,22 +37,24 @@ class Config:
 
     batch: int = 100
     learning_rate: float = 0.03  # of the weights, SGD with momentum 0.9
-    hyper_rate: float = 0.01  # of u, Adam
+    hyper_rate: float = 0.03  # of u, Adam
     scale_rate: float = 0.01  # of s, Adam
     train_steps: int = 2  # per cycle
     valid_steps: int = 1  # per cycle
     warm_up: int = 100  # cycles in which only the weights move
-    tau: float = 1e-2  # weight of the perturbation's entropy
+    decay_by: int | None = None  # cycle: all rates fall from half of it to zero there
+    tau: float = 1e-3  # weight of the perturbation's entropy
     std: float = 0.5  # of the perturbation, at first
     centred: bool = True  # gates read u's perturbation from its mean, not u itself
     width: int = 64  # of the experiment's network, two hidden layers
-    cycles: int = 700  # of the experiment's network
+    cycles: int = 1400  # of the experiment's network
     searches: int = 16  # runs of the random search it is compared with
     ridge_cycles: int = 6000  # of the experiment's regressions
 
     def __post_init__(self):
-        for name in ("batch", "train_steps", "valid_steps", "width", "searches"):
-            if getattr(self, name) < 1:
+        names = ("batch", "train_steps", "valid_steps", "width", "searches", "decay_by")
+        for name in names:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(
                     f"{name} must be at least 1, got {getattr(self, name)}."
                 )
@@ -142,8 +144,12 @@ def _inverse_softplus(x: float) -> float:
 
 
 def perturbation_std(s: Float[Array, " U"]) -> Float[Array, " U"]:
-    """`softplus(s)`, within [1e-3, 3]."""
-    return jnp.clip(jax.nn.softplus(s), *_STD_RANGE)
+    """`softplus(s)`, within [1e-3, 3].
+
+    The gradient passes the ends: a width that rests on one can leave it again.
+    """
+    std = jax.nn.softplus(s)
+    return std + jax.lax.stop_gradient(jnp.clip(std, *_STD_RANGE) - std)
 
 
 def perturb_entropy(s: Float[Array, " U"]) -> Float[Array, ""]:
@@ -210,9 +216,23 @@ def self_tuning_networks(
             "train without tuning by core.optimise."
         )
     num, names = len(specs), [spec.name for spec in specs]
-    optimiser = optax.sgd(config.learning_rate, momentum=0.9)
+
+    def rate(peak, per_cycle, first):
+        """Of an optimiser that makes its steps from cycle `first` on."""
+        if config.decay_by is None:
+            return peak
+        cycle = lambda count: first + count / per_cycle
+        return lambda count: (
+            peak * jnp.clip(2 - 2 * cycle(count) / config.decay_by, 0, 1)
+        )
+
+    hyper_rate = lambda peak: rate(peak, config.valid_steps, config.warm_up)
+    optimiser = optax.sgd(rate(config.learning_rate, config.train_steps, 0), 0.9)
     hyper_optimiser = optax.multi_transform(
-        {"u": optax.adam(config.hyper_rate), "s": optax.adam(config.scale_rate)},
+        {
+            "u": optax.adam(hyper_rate(config.hyper_rate)),
+            "s": optax.adam(hyper_rate(config.scale_rate)),
+        },
         {"u": "u", "s": "s"},
     )
     centre = lambda u: jax.lax.stop_gradient(u) if config.centred else jnp.zeros(num)
@@ -259,6 +279,7 @@ def self_tuning_networks(
         grads, value = jax.grad(loss, has_aux=True)(moved)
         updates, opt_hyper = hyper_optimiser.update(grads, state.opt_hyper)
         moved = jax.tree.map(jnp.add, moved, updates)
+        moved["s"] = jnp.clip(moved["s"], *map(_inverse_softplus, _STD_RANGE))
         state = state._replace(u=moved["u"], s=moved["s"], opt_hyper=opt_hyper)
         return state, {"valid_loss": value, "slope": grads["u"]}
 
@@ -343,7 +364,10 @@ def _regression(key, config: Config) -> Metrics:
         return jnp.mean((data.valid_x @ w - data.valid_y) ** 2)
 
     # The first penalties are so far off that a narrower perturbation sees no slope.
-    model = ridge(dataclasses.replace(config, std=1.0), 0.0, size)
+    config = dataclasses.replace(
+        config, std=1.0, tau=1e-2, hyper_rate=0.01, decay_by=config.ridge_cycles
+    )
+    model = ridge(config, 0.0, size)
     init_key, step_key = jax.random.split(run_key)
 
     def run(log_penalty, cycle):
@@ -450,6 +474,7 @@ def _classification(key, config: Config) -> Metrics:
     data_key, init_key, run_key, search_key = jax.random.split(key, 4)
     x, y = _mixture(data_key, 7000)
     data = Split(x[:1000], y[:1000], x[1000:2000], y[1000:2000])
+    config = dataclasses.replace(config, decay_by=config.cycles)
     model = classifier(config, x.shape[1], 10)
 
     def run(model, state):

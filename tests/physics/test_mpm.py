@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 from jaxwm import plan
 from jaxwm.physics import identify, mpm
@@ -54,6 +53,27 @@ def turn(d, angle=0.7):
     )
 
 
+def agree(function, x):
+    """Derivatives of the sum of all outputs, forwards, backwards and by differences."""
+    leaves, tree = jax.tree.flatten(x)
+    draw = np.random.default_rng(0)
+    along = tree.unflatten([jnp.array(draw.normal(size=leaf.shape)) for leaf in leaves])
+
+    @jax.jit
+    def total(x):
+        return sum(jnp.sum(leaf * (1 + leaf)) for leaf in jax.tree.leaves(function(*x)))
+
+    _, forwards = jax.jvp(total, (x,), (along,))
+    grads = jax.grad(total)(x)
+    backwards = sum(
+        jax.tree.leaves(jax.tree.map(lambda a, b: (a * b).sum(), grads, along))
+    )
+    at = lambda size: total(jax.tree.map(lambda a, b: a + size * b, x, along))
+    difference = (at(1e-5) - at(-1e-5)) / 2e-5
+    assert forwards == pytest.approx(float(difference), rel=1e-6, abs=1e-9)
+    assert backwards == pytest.approx(float(forwards), rel=1e-9)
+
+
 # --- rotations and stretches ---------------------------------------------------------
 
 
@@ -100,8 +120,7 @@ def test_the_svd_has_a_finite_gradient_where_singular_values_meet(d):
 @pytest.mark.parametrize("d", DIMENSIONS)
 def test_derivatives_of_the_svd_are_exact_elsewhere(d, key, x64):
     F = jnp.diag(jnp.arange(1.0, d + 1)) + 0.1 * jax.random.normal(key, (d, d))
-    svd = jax.jit(lambda F: decompose.svd(turn(d) @ F))
-    check_grads(svd, (F,), 1, ("fwd", "rev"))
+    agree(lambda F: decompose.svd(turn(d) @ F), (F,))
 
 
 # --- laws ----------------------------------------------------------------------------
@@ -149,12 +168,14 @@ def test_small_strains_follow_hookes_law(key, x64):
 @pytest.mark.parametrize("d", DIMENSIONS)
 def test_laws_have_exact_gradients_also_at_rest(d, key, x64):
     elastic, plastic = every(ELASTIC), every(PLASTIC)
+    own = {"E": jnp.array(1.0)}
     for F in (jnp.eye(d), deformation(key, d)):
-        check_grads(elastic, ({"E": 1.0}, F), 1, ("fwd", "rev"))
+        agree(elastic, (own, F))
     kept = plastic({}, F)
     assert all(np.abs(kept[name] - F).max() > 1e-3 for name in PLASTIC)  # all yield
     changed = {"E": 1.0, "nu": 0.2, "sigma_y": 0.05, "phi": 0.4, "cohesion": 0.01}
-    check_grads(plastic, (changed, F), 1, ("fwd", "rev"))
+    changed = jax.tree.map(jnp.array, changed)
+    agree(plastic, (changed, F))
     slope = jax.jit(jax.jacfwd(plastic, (0, 1)))(changed, jnp.eye(d))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
 
@@ -294,7 +315,7 @@ def test_a_small_oscillation_keeps_its_energy_and_sounds_its_note(key, x64):
     side, E, density = 0.4, 1e5, 1e3
     body = mpm.block((0.5, 0.5), (side, side), (16, 16))
     law = elasticity.corotated(E, 0.0)
-    dyn = mpm.mpm(body, law, cells=20, dt=2e-4, gravity=(0, 0), density=density)
+    dyn = mpm.mpm(body, law, cells=20, dt=5e-4, gravity=(0, 0), density=density)
     # The first mode of a free bar; at nu = 0 nothing moves across.
     k, size = np.pi / side, 1e-3
     start = dyn.init(key, dyn.params)
@@ -303,20 +324,21 @@ def test_a_small_oscillation_keeps_its_energy_and_sounds_its_note(key, x64):
     x = body.x.at[:, 0].add(-size * jnp.cos(k * along))
     start = start._replace(x=x, F=start.F.at[:, 0, 0].set(stretch))
     period = 2 * side / np.sqrt(E / density)
-    length = round(2 * period / 2e-4)
+    length = round(2 * period / 5e-4)
     _, path = simulate(dyn, dyn.params, length, start)
     energies = jax.jit(jax.vmap(lambda s: mpm.energy(law, dyn.params, s, 20)))(
         path.state
     )
     total = energies.kinetic + energies.elastic
-    assert np.max(total) < 1.01 * total[0]
+    # Semi-implicit steps make it ripple, by half the phase of a step.
+    assert np.max(total) < 1.03 * total[0]
     assert total[-1] > 0.8 * total[0]
     # Elastic energy is greatest again after every half period.
     stored = np.asarray(energies.elastic)
     peaks = (
         np.flatnonzero((stored[1:-1] > stored[:-2]) & (stored[1:-1] > stored[2:])) + 1
     )
-    half = np.mean(np.diff(peaks)) * 2e-4
+    half = np.mean(np.diff(peaks)) * 5e-4
     assert half == pytest.approx(period / 2, rel=0.1)
 
 
@@ -411,12 +433,12 @@ def test_stiffness_is_identified_from_motion_with_fewer_calls_than_search(key):
     error = abs(float(found.params["E"]) / 1e5 - 1)
     assert error < 0.01
     assert np.all(np.diff(found.errors) <= 0)  # it does not oscillate
-    cost = lambda z: jnp.mean((positions({"E": jnp.exp(z)}) - observed) ** 2)
+    cost = lambda z: jnp.mean((positions({"E": jnp.exp(z[0])}) - observed) ** 2)
     search = jax.jit(
         lambda z: plan.cem(key, cost, z, 1.0, num=6, elites=2, iterations=3)
-    )(jnp.log(3e4))
+    )(jnp.log(jnp.array([3e4])))
     assert search.calls >= found.calls
-    assert error < 0.2 * abs(float(jnp.exp(search.x)) / 1e5 - 1)
+    assert error < 0.2 * abs(float(jnp.exp(search.x[0])) / 1e5 - 1)
 
 
 # --- bodies and bad input ------------------------------------------------------------
@@ -457,7 +479,7 @@ def test_settings_without_sense_are_refused(change, match):
 
 def test_states_and_constants_that_cannot_be_are_refused(key):
     make = lambda body, dt=1e-3: mpm.mpm(body, elasticity.corotated(), cells=16, dt=dt)
-    line = mpm.Body(jnp.zeros((3, 1)), jnp.zeros((3, 1)), jnp.ones(3))
+    line = mpm.Body(*jnp.zeros((2, 3, 1)), jnp.zeros((3, 1, 1)), jnp.ones(3))
     with pytest.raises(ValueError, match=r"body.x must have the shape \[N, 2\]"):
         make(line)
     dyn = make(mpm.block((0.3, 0.5), (0.4, 0.4), (4, 4)))
@@ -467,6 +489,8 @@ def test_states_and_constants_that_cannot_be_are_refused(key):
     with pytest.raises(ValueError, match=r"dt must be below 0\.00593 s"):
         dyn.init(key, dyn.params)
     dyn = make(small_body(2))
+    with pytest.raises(ValueError, match=r"params must have \['density', 'elastic'"):
+        dyn.init(key, {"E": 1e5})
     for constants, match in (
         ({"E": -1.0, "nu": 0.2}, "E of corotated elasticity must be positive"),
         ({"E": 1.0, "nu": 0.5}, r"nu of corotated elasticity must be in \[0, 0.5\)"),

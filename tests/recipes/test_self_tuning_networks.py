@@ -71,6 +71,33 @@ def test_the_perturbation_has_its_width_and_its_entropy():
     )
 
 
+def test_a_width_stays_in_its_range_and_can_leave_its_ends():
+    for s in (-30.0, 30.0):
+        assert jax.grad(lambda s: jnp.sum(recipe.perturbation_std(s)))(jnp.array([s]))
+    slope = jax.grad(recipe.perturb_entropy)(jnp.array([4.0]))
+    np.testing.assert_allclose(slope, jax.nn.sigmoid(4.0) / 3.0, rtol=1e-5)
+    _, init, step = model(warm_up=0, tau=100.0, scale_rate=1.0)
+    state = init(jax.random.key(0))
+    for i in range(5):
+        state, _ = step(jax.random.fold_in(jax.random.key(1), i), state, data())
+    np.testing.assert_allclose(jax.nn.softplus(state.s), 3.0, rtol=1e-5)
+
+
+def test_rates_have_fallen_to_zero_at_the_end_of_the_decay():
+    _, init, step = model(warm_up=1, decay_by=4)
+    state, rows = init(jax.random.key(0)), data()
+    history = [state]
+    for i in range(6):
+        state, _ = step(jax.random.fold_in(jax.random.key(1), i), state, rows)
+        history.append(state)
+    assert history[4].u != history[3].u
+    assert history[4].s != history[3].s
+    for name in ("params", "u", "s"):
+        late, last = (jax.tree.leaves(getattr(history[i], name)) for i in (4, 6))
+        for a, b in zip(late, last, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_the_exact_response_is_stationary():
     rows = data()
     w = recipe.exact_ridge_response(rows.train_x, rows.train_y, jnp.float32(0.3))
@@ -170,5 +197,7 @@ def test_what_cannot_be_tuned_is_refused():
         tuner.step(jax.random.key(1), init(jax.random.key(0)), empty)
     with pytest.raises(ValueError, match="std must be in"):
         Config(std=5.0)
+    with pytest.raises(ValueError, match="decay_by must be at least 1, got 0"):
+        Config(decay_by=0)
     with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
         Config(batch=0)
