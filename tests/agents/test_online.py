@@ -89,6 +89,7 @@ def test_normalisers_see_every_step_once(run):
     np.testing.assert_allclose(mean, obs.mean(0), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_seeds_differ_and_a_seed_alone_gives_the_same_run(run):
     states, _, _ = run
     both = states[3].buffer.obs

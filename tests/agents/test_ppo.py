@@ -87,6 +87,7 @@ def test_the_form_of_a_learner():
     assert np.abs(np.asarray(actions)).max() <= 1
 
 
+@pytest.mark.slow
 def test_the_learning_rate_falls_to_zero():
     env = envs.batch(envs.make("pendulum", "jax"), 2)
     agent = ppo.ppo(

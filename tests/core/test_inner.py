@@ -8,6 +8,8 @@ from jax.test_util import check_grads
 
 from jaxwm.core import inner
 
+pytestmark = pytest.mark.slow  # compiles for long; nothing is built on it yet
+
 CURVATURE = jnp.array([1.0, 3.0])
 
 

@@ -46,6 +46,7 @@ def test_first_weights_have_unit_gain(key):
         np.testing.assert_allclose(W.std() * np.sqrt(W.shape[0]), 1.0, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_the_transformer_sees_every_token(key):
     network = nn.GrokTransformer(9, 9, 8, 2, 2, 16)
     params = network.init(key, TOKENS)

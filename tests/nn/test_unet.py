@@ -9,6 +9,8 @@ import pytest
 from jaxwm import nn
 from jaxwm.nn.unet import Filter
 
+pytestmark = pytest.mark.slow  # compiles for long; nothing is built on it yet
+
 
 def test_scaling_the_input_scales_the_output():
     network = nn.ResidualUNet(4, 2)

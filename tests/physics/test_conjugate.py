@@ -9,6 +9,8 @@ from jax.test_util import check_grads
 from jaxwm.physics import conjugate
 from jaxwm.physics.poisson import multigrid, poisson
 
+pytestmark = pytest.mark.slow  # compiles for long; nothing is built on it yet
+
 N = 12
 
 

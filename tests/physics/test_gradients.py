@@ -124,6 +124,7 @@ def test_first_order_wins_on_soft_ground_and_loses_on_stiff(key):
     assert stiff_first > stiff_zeroth
 
 
+@pytest.mark.slow
 def test_the_mixture_is_no_noisier_than_the_better_one(key):
     keys = iter(jax.random.split(key, 6))
     for stiffness in (1e3, 1e5):
@@ -169,6 +170,7 @@ def test_the_report_distrusts_a_jump(key):
     assert report.roughness > 0.5
 
 
+@pytest.mark.slow
 def test_the_report_sees_the_wrong_gradient_of_the_naive_impulse(key, x64):
     dyn = rigid(bodies.point_mass(gravity=0.0), contact.impulse(), dt=0.01)
 

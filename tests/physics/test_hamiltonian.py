@@ -17,6 +17,8 @@ from jaxwm.physics.hamiltonian import (
     sample,
 )
 
+pytestmark = pytest.mark.slow  # compiles for long; nothing is built on it yet
+
 SYSTEMS = (MASS_SPRING, PENDULUM, HENON_HEILES, QUARTIC, n_body(3))
 
 

@@ -165,7 +165,7 @@ def test_small_strains_follow_hookes_law(key, x64):
         np.testing.assert_allclose(found[name], expected, atol=1e-10)
 
 
-@pytest.mark.parametrize("d", DIMENSIONS)
+@pytest.mark.parametrize("d", (2, pytest.param(3, marks=pytest.mark.slow)))
 def test_laws_have_exact_gradients_also_at_rest(d, key, x64):
     elastic, plastic = every(ELASTIC), every(PLASTIC)
     own = {"E": jnp.array(1.0)}
@@ -190,7 +190,7 @@ def test_a_deformation_that_was_returned_is_returned_no_further(d, key, x64):
 
 def test_von_mises_keeps_volume_and_the_strength_as_shear(x64):
     law = plasticity.von_mises(E=1.0, nu=0.2, sigma_y=0.05)
-    F = law.apply(law.params, turn(3) @ jnp.diag(jnp.array([1.5, 0.8, 0.9])))
+    F = jax.jit(law.apply)(law.params, turn(3) @ jnp.diag(jnp.array([1.5, 0.8, 0.9])))
     assert jnp.linalg.det(F) == pytest.approx(1.5 * 0.8 * 0.9, rel=1e-9)
     stress = elasticity.hencky(1.0, 0.2).apply({"E": 1.0, "nu": 0.2}, F)
     shear = stress - jnp.trace(stress) / 3 * jnp.eye(3)
@@ -199,7 +199,7 @@ def test_von_mises_keeps_volume_and_the_strength_as_shear(x64):
 
 def test_sand_bears_no_tension():
     law = plasticity.drucker_prager(E=1.0, nu=0.2)
-    pulled = law.apply(law.params, 1.1 * jnp.eye(3))
+    pulled = jax.jit(law.apply)(law.params, 1.1 * jnp.eye(3))
     np.testing.assert_allclose(pulled, jnp.eye(3), atol=1e-6)
 
 

@@ -14,6 +14,8 @@ from jaxwm.physics.poisson import (
     sine_transform,
 )
 
+pytestmark = pytest.mark.slow  # compiles for long; nothing is built on it yet
+
 
 def matrix(apply, shape):
     size = int(np.prod(shape))

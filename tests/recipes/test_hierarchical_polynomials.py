@@ -44,6 +44,7 @@ def test_the_default_target_has_a_traceless_matrix_of_the_right_norm(key):
     np.testing.assert_allclose(jnp.sum(matrix**2), 0.5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_link_of_degree_one_is_learnt_from_plenty_of_samples(key):
     target_key, x_key, fit_key = jax.random.split(key, 3)
     config = dataclasses.replace(

@@ -72,6 +72,7 @@ def test_a_recording_holds_the_start_and_every_step(key):
     )
 
 
+@pytest.mark.slow
 def test_an_epoch_on_the_laws_own_recording_costs_nothing_and_another_does(key):
     config = recipe.TINY
     model, neural = recipe.nclaw(config), recipe.laws(config)

@@ -92,6 +92,7 @@ def test_training_lowers_the_divergence_and_leaves_the_teacher(key, images):
     assert system.predict(state.params, images[0]).shape == (4,)
 
 
+@pytest.mark.slow
 def test_a_student_at_the_teacher_has_nothing_to_learn(key, images):
     """Up to rounding, which the short vectors of the head make larger."""
     norms = []
