@@ -27,6 +27,7 @@ VERBS = {
     "doctor": Verb("look", "doctor", "this machine; or a run's NaN dump, walked again"),
     "train": Verb("train", "train", "train a system in an environment"),
     "resume": Verb("train", "resume", "go on with a run"),
+    "launch": Verb("launch", "launch", "train as several processes of this machine"),
     "eval": Verb("judge", "evaluate", "evaluate a run's policies"),
     "report": Verb("judge", "report", "write a run's report.html"),
     "run": Verb("experiment", "run", "a system's experiment against its claim"),

@@ -128,6 +128,12 @@ class BatchState(NamedTuple):
     env: EnvState  # leading axis N
     pool: EnvState  # leading axis P
 
+    def axes(self) -> "BatchState":
+        """Which axis counts environments, leaf by leaf: 0, or -1 for the pool."""
+        return BatchState(
+            jax.tree.map(lambda _: 0, self.env), jax.tree.map(lambda _: -1, self.pool)
+        )
+
 
 class BatchEnv(NamedTuple):
     """N environments with automatic reset, made by `envs.batch`.
@@ -268,10 +274,13 @@ class Learner(NamedTuple):
     init: (key) -> state
     step: (key, state, iteration) -> (state, metrics). `iteration` is a shared counter:
           not batched when seeds are vmapped, so control flow stays control flow.
+    axes: (state) -> tree of ints like the state: the axis that counts environments,
+          which several devices may share, or -1. None: one device per seed.
     """
 
     init: Callable
     step: Callable
+    axes: Callable | None = None
 
 
 class PolicyLearner(NamedTuple):

@@ -18,6 +18,12 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_debug_key_reuse", True)
 
 
+def pytest_configure(config):
+    """Quick tests compile much and compute little: LLVM's optimiser costs them most."""
+    if "not slow" in config.option.markexpr:
+        os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+
+
 @pytest.fixture
 def key():
     """A key; tests that need several split it."""

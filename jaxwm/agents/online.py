@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
-from jaxwm.core import loop, tree
+from jaxwm.core import loop, shard, tree
 from jaxwm.types import (
     Agent,
     BatchEnv,
@@ -133,7 +133,7 @@ def online(agent: Agent, env: BatchEnv, replay, config: Config) -> Learner:
         agent_state = agent.adapt(state.agent, flat)
 
         def sample(key, batch_size):
-            return replay.sample(key, buffer, index, batch_size)
+            return shard.split(replay.sample(key, buffer, index, batch_size))
 
         # Trip counts depend on the shared counter alone: real loops, also when seeds
         # are vmapped, and the replay is read in place.
@@ -172,4 +172,13 @@ def online(agent: Agent, env: BatchEnv, replay, config: Config) -> Learner:
         new = OnlineState(agent_state, env_state, memory, is_first, buffer)
         return new, metrics
 
-    return Learner(init, step)
+    def axes(state: OnlineState) -> OnlineState:
+        return OnlineState(
+            agent=tree.fill(state.agent, -1),
+            env=state.env.axes(),
+            memory=tree.fill(state.memory, 0),
+            is_first=tree.fill(state.is_first, 0),
+            buffer=tree.fill(state.buffer, 0),
+        )
+
+    return Learner(init, step, axes)

@@ -22,7 +22,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from jaxwm import rl
-from jaxwm.core import loop, optimise, stats, tree
+from jaxwm.core import loop, optimise, shard, stats, tree
 from jaxwm.nn import Actor, Critic
 from jaxwm.types import (
     BatchEnv,
@@ -257,7 +257,7 @@ def ppo(
             order = order.reshape(config.minibatches, -1)
 
             def update(model, index):
-                batch = jax.tree.map(lambda x: x[index], flat)
+                batch = shard.split(jax.tree.map(lambda x: x[index], flat))
                 return optimise.gradient_step(
                     loss, optimiser, model, batch, has_aux=True
                 )
@@ -284,4 +284,7 @@ def ppo(
         action = jnp.where(explore, dist.sample(key), dist.mean)
         return middle + half * jnp.clip(action, -1, 1)
 
-    return PolicyLearner(Learner(init, step), act)
+    def axes(state: PPOState) -> PPOState:
+        return tree.fill(state, -1)._replace(running=0, env=state.env.axes())
+
+    return PolicyLearner(Learner(init, step, axes), act)

@@ -273,4 +273,7 @@ def shac(env: BatchEnv, config: Config) -> PolicyLearner:
         action = jnp.where(explore, dist.sample(key), dist.mean)
         return middle + half * action
 
-    return PolicyLearner(Learner(init, step), act)
+    def axes(state: SHACState) -> SHACState:
+        return tree.fill(state, -1)._replace(env=state.env.axes())
+
+    return PolicyLearner(Learner(init, step, axes), act)

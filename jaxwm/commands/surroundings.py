@@ -10,7 +10,9 @@ _PER_CORE = 8
 _SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 
 
-def prepare(*, platform: str | None = None, seeds: int = 1) -> None:
+def prepare(
+    *, platform: str | None = None, seeds: int = 1, deterministic: bool = False
+) -> None:
     """Chooses devices, the compilation cache and the drawing backend.
 
     Variables that are set already are respected. Without effect on what jax has read
@@ -19,6 +21,9 @@ def prepare(*, platform: str | None = None, seeds: int = 1) -> None:
     Args:
         platform: cpu, gpu or tpu; None leaves the choice to jax.
         seeds: runs side by side; on a CPU as many host devices share them as helps.
+        deterministic: sums in one order, whatever the number of cores: no threads
+            within an operation on a CPU, no atomic additions and no reduced precision
+            on a GPU.
     """
     if platform is not None:
         os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(platform, platform)
@@ -26,7 +31,11 @@ def prepare(*, platform: str | None = None, seeds: int = 1) -> None:
     option = "--xla_force_host_platform_device_count"
     if option not in flags:
         num = host_devices(seeds, _cores())
-        os.environ["XLA_FLAGS"] = f"{flags} {option}={num}".strip()
+        flags = f"{flags} {option}={num}"
+    if deterministic:
+        flags += " --xla_cpu_multi_thread_eigen=false --xla_gpu_deterministic_ops=true"
+        os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+    os.environ["XLA_FLAGS"] = flags.strip()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = _cache_folder()
         if folder is not None:

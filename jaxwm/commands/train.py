@@ -1,9 +1,11 @@
 """`jaxwm train NAME` and `jaxwm resume RUN`."""
 
 import argparse
+import contextlib
 import dataclasses
 import pathlib
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from jaxwm.commands import surroundings
@@ -15,8 +17,7 @@ def train(arguments: list[str]) -> int:
     """Trains a system in an environment, or goes on where the same command stopped."""
     name, rest = _split(arguments)
     first = _peek(rest)
-    surroundings.prepare(platform=first.platform, seeds=max(1, first.seeds))
-    device = _device()
+    device = _surround(vars(first), first.seeds)
     from jaxwm.commands import assemble
     from jaxwm.train import run as runs
 
@@ -48,6 +49,9 @@ def resume(arguments: list[str]) -> int:
     parser.add_argument(
         "--platform", choices=("cpu", "gpu", "tpu"), help="None: as begun"
     )
+    parser.add_argument(
+        "--distributed", action="store_true", help="as one of several processes"
+    )
     options = parser.parse_args(arguments)
     from jaxwm.train import run as runs
 
@@ -58,11 +62,10 @@ def resume(arguments: list[str]) -> int:
         for name in ("env_steps", "platform")
         if (value := getattr(options, name))
     }
+    changed["distributed"] = options.distributed
     document = {**document, "run": {**document.get("run", {}), **changed}}
-    surroundings.prepare(
-        platform=document["run"].get("platform"), seeds=len(document.get("seeds", [0]))
-    )
-    now = {"versions": runs.versions(), "device": _device()}
+    device = _surround(document["run"], len(document.get("seeds", [0])))
+    now = {"versions": runs.versions(), "device": device}
     from jaxwm.commands import assemble
 
     entry, run, parts = assemble.parts_of(document)
@@ -73,10 +76,14 @@ def _go(path: pathlib.Path, document: dict[str, Any], assembly) -> int:
     """Trains in a directory and shows what came of it."""
     from jaxwm import train as room
     from jaxwm.commands import assemble, conclude
+    from jaxwm.train import cluster
 
-    run = assembly.run
-    show = room.progress.console()
-    with room.open_run(path, document, warn=_warn) as opened:
+    run, leads = assembly.run, cluster.leads()
+    show = room.progress.console() if leads else room.progress.silent()
+    with contextlib.ExitStack() as stack:
+        opened = room.RunDir(path, document, resumed=False)
+        if leads:
+            opened = stack.enter_context(room.open_run(path, document, warn=_warn))
         begin = "resuming" if opened.resumed else "training"
         steps = assembly.num_iterations * assembly.steps_per_iteration
         show.note(
@@ -84,7 +91,7 @@ def _go(path: pathlib.Path, document: dict[str, Any], assembly) -> int:
             f"({run.engine}): {run.seeds} seeds, {steps:,} steps each, into {path}"
         )
         sinks = []
-        if run.tensorboard:
+        if run.tensorboard and leads:
             sinks.append(room.sinks.tensorboard(path / "tensorboard"))
         fitted = room.fit(
             assembly.learner,
@@ -99,11 +106,15 @@ def _go(path: pathlib.Path, document: dict[str, Any], assembly) -> int:
             keep=run.keep,
             sinks=sinks,
             progress=show,
+            shard=run.shard or ("batch" if run.distributed else "seeds"),
         )
-        if fitted.interrupted:
+        if leads and fitted.interrupted:
             print(f"stopped; resume with: jaxwm resume {path}", flush=True)
-            return 0
-        conclude.conclude(path, opened.config, assembly, fitted.iteration, fitted.state)
+        elif leads:
+            conclude.conclude(
+                path, opened.config, assembly, fitted.iteration, fitted.state
+            )
+    cluster.leave()
     return 0
 
 
@@ -139,6 +150,9 @@ def _peek(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--env", default=RunConfig.env)
     parser.add_argument("--engine")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--shard")
+    parser.add_argument("--distributed", action="store_true")
+    parser.add_argument("--deterministic", action="store_true")
     return parser.parse_known_args(arguments)[0]
 
 
@@ -209,12 +223,26 @@ def _option(factor):
     return factor.name, kind, dataclasses.field(default=None)
 
 
-def _device() -> str:
+def _surround(run: Mapping[str, Any], seeds: int) -> str:
+    """Prepares what jax reads when it loads, joins the others; names the devices."""
+    distributed = run.get("distributed", False)
+    alone = run.get("shard") in (None, "seeds") and not distributed
+    surroundings.prepare(
+        platform=run.get("platform"),
+        seeds=max(1, seeds) if alone else 1,
+        deterministic=run.get("deterministic", False),
+    )
     import jax
 
     try:
+        if distributed:
+            from jaxwm.train import cluster
+
+            cluster.join()
         devices = jax.devices()
     except RuntimeError as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"no such device: {str(error).splitlines()[0]}") from error
     return f"{len(devices)} x {devices[0].device_kind}"
 

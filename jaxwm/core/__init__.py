@@ -1,5 +1,25 @@
 """Machinery that knows no learning problem."""
 
-from jaxwm.core import checks, dists, inner, loop, optimise, stats, tree
+from jaxwm.core import (
+    checks,
+    constrained,
+    dists,
+    inner,
+    loop,
+    optimise,
+    shard,
+    stats,
+    tree,
+)
 
-__all__ = ["checks", "dists", "inner", "loop", "optimise", "stats", "tree"]
+__all__ = [
+    "checks",
+    "constrained",
+    "dists",
+    "inner",
+    "loop",
+    "optimise",
+    "shard",
+    "stats",
+    "tree",
+]

@@ -22,6 +22,11 @@ def ema(average: PyTree, new: PyTree, decay) -> PyTree:
     return jax.tree.map(lambda a, n: a + (1 - decay) * (n - a), average, new)
 
 
+def fill(tree: PyTree, value) -> PyTree:
+    """The same Python value in place of every leaf."""
+    return jax.tree.map(lambda _: value, tree)
+
+
 def stack(trees: list[PyTree]) -> PyTree:
     """Stacks equal trees on a new leading axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

@@ -15,11 +15,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Key, UInt
 
-from jaxwm.train import seeds as layout
+from jaxwm.train import layout
 from jaxwm.types import Learner, Metrics, PyTree
 
 _INIT, _LOOP, _EVALUATE = 0, 1, 2
@@ -48,7 +46,7 @@ class Program(NamedTuple):
     advance: Callable  # (Run, start, stop) -> Run; stops early at a bad iteration
     evaluate: Callable | None  # (learner state, iteration) -> metrics [S, ...]
     template: Run  # shapes, for reading checkpoints
-    mesh: Mesh
+    shardings: Run  # where each leaf lives
     num_bytes: int  # of state and working memory while training
 
 
@@ -75,6 +73,7 @@ def build(
     *,
     log_every: int,
     evaluate: Callable | None = None,
+    shard: str = "seeds",
 ) -> Program:
     """Traces and compiles everything that a run needs.
 
@@ -83,42 +82,54 @@ def build(
         seeds: `[S]`.
         log_every: iterations that a window sums up.
         evaluate: `(key, state) -> metrics` of one seed; pure.
+        shard: what devices share, see `layout`.
 
     Raises:
         ValueError: where `step` changes its state's form or returns metrics that are
-            not scalars, naming the leaf.
+            not scalars, naming the leaf; where devices cannot share the state.
     """
-    mesh = layout.mesh_for(len(seeds))
+    devices = layout.choose(len(seeds), shard)
     one = jax.eval_shape(lambda: start(learner, jnp.uint32(0)))
     names = _metric_names(learner, one)
     template = jax.eval_shape(lambda: _first(learner, names, seeds))
-    own, every = NamedSharding(mesh, P(layout.AXIS)), NamedSharding(mesh, P())
+    own, every = devices.per_seed, devices.everywhere
+    shardings = Run(
+        devices.of_state(template.learner, learner.axes),
+        jax.tree.map(lambda _: own, template.window),
+    )
     seed_shape = jax.ShapeDtypeStruct(seeds.shape, seeds.dtype, sharding=own)
     count = jax.ShapeDtypeStruct((), np.int32, sharding=every)
     shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=own), template
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        template,
+        shardings,
     )
-
-    first = layout.spread(mesh, lambda seeds: _first(learner, names, seeds))
-    init = jax.jit(first, in_shardings=own, out_shardings=own).lower(seed_shape)
 
     def advance(run, seeds, start, stop):
         return _advance(learner, log_every, run, seeds, start, stop)
 
+    first = layout.spread(devices, lambda seeds: _first(learner, names, seeds))
     # The state is large (a replay lies in it): it is updated where it is.
     program = jax.jit(
-        layout.spread(mesh, advance, shared=2), donate_argnums=0, out_shardings=own
+        layout.spread(devices, advance, shared=2),
+        donate_argnums=0,
+        out_shardings=shardings,
     )
-    lowered = [init, program.lower(shapes, seed_shape, count, count)]
-    if evaluate is not None:
+    with jax.set_mesh(devices.mesh):
+        init = jax.jit(first, in_shardings=own, out_shardings=shardings)
+        lowered = [
+            init.lower(seed_shape),
+            program.lower(shapes, seed_shape, count, count),
+        ]
+        if evaluate is not None:
 
-        def one(seed, state, iteration):
-            key = jax.random.fold_in(stream(seed, _EVALUATE), iteration)
-            return evaluate(key, state)
+            def one(seed, state, iteration):
+                key = jax.random.fold_in(stream(seed, _EVALUATE), iteration)
+                return evaluate(key, state)
 
-        judge = layout.spread(mesh, layout.each(one, shared=1), shared=1)
-        judge = jax.jit(judge, out_shardings=own)
-        lowered.append(judge.lower(seed_shape, shapes.learner, count))
+            judge = layout.spread(devices, layout.each(one, shared=1), shared=1)
+            judge = jax.jit(judge, out_shardings=own)
+            lowered.append(judge.lower(seed_shape, shapes.learner, count))
 
     # XLA compiles on one core each; there are two or three programs.
     with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -127,10 +138,10 @@ def build(
     memory = program.memory_analysis()
     num_bytes = memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
-    seeds_on = layout.place(mesh, seeds)
+    seeds_on = layout.place(seeds, own)
 
     def number(iteration):
-        return jax.device_put(np.int32(iteration), every)
+        return layout.place(np.int32(iteration), every)
 
     return Program(
         init=lambda: init(seeds_on),
@@ -140,8 +151,8 @@ def build(
         evaluate=judge
         and (lambda state, iteration: judge(seeds_on, state, number(iteration))),
         template=template,
-        mesh=mesh,
-        num_bytes=num_bytes * mesh.size,
+        shardings=shardings,
+        num_bytes=num_bytes * devices.mesh.size,
     )
 
 

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxwm.train import checkpoint, chunk, durable
-from jaxwm.train import seeds as layout
+from jaxwm.train import checkpoint, chunk, durable, layout
 from jaxwm.train.errors import CheckpointError
 from jaxwm.types import Learner
 
@@ -137,5 +136,5 @@ def _last_good(program: chunk.Program, directory: pathlib.Path, iteration: int):
                 _, state, _ = checkpoint.restore(directory, program.template, step=step)
             except CheckpointError:
                 continue  # an older one, or the start, leads there as well
-            return step, layout.place(program.mesh, state)
+            return step, layout.place(state, program.shardings)
     return 0, program.init()

@@ -13,9 +13,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxwm.train import checkpoint, chunk, compiles, guard, signals
+from jaxwm.train import checkpoint, chunk, cluster, compiles, guard, layout, signals
 from jaxwm.train import progress as display
-from jaxwm.train import seeds as layout
 from jaxwm.train.errors import CheckpointError, ConfigError
 from jaxwm.train.run import RunDir
 from jaxwm.train.sinks import Sink, json_lines, plain
@@ -49,6 +48,7 @@ def fit(
     sinks: Sequence[Sink] = (),
     progress: display.Progress | None = None,
     chunk_size: int | None = None,
+    shard: str = "seeds",
 ) -> Fitted:
     """Trains a learner from all seeds at once, to the end or to a signal.
 
@@ -73,6 +73,9 @@ def fit(
         sinks: receive every row, beside `metrics.jsonl` of the run.
         progress: what to show; nothing by default.
         chunk_size: most iterations of a chunk; by default about a second's worth.
+        shard: what devices share: "seeds", "batch" or "params", see `layout`. Several
+            processes (`jax.distributed`) need one of the last two; all call this
+            with the same arguments, the first one writes files and shows progress.
 
     Returns:
         The final state and how the run ended.
@@ -91,22 +94,25 @@ def fit(
 
     with contextlib.ExitStack() as stack:
         stack.callback(show.close)
-        stop = threading.Event()
+        stop, newest = threading.Event(), -1
         if run is not None:
             stop = stack.enter_context(signals.polite(show.note))
-            for line in checkpoint.tidy(run.path):
-                show.note(line)
-            if num_iterations <= max(checkpoint.steps(run.path), default=-1):
-                return _finished(learner, numbers, run, config, show)
+            if cluster.leads():
+                for line in checkpoint.tidy(run.path):
+                    show.note(line)
+                newest = max(checkpoint.steps(run.path), default=-1)
+            newest = cluster.told(newest)
+            if num_iterations <= newest:
+                return _finished(learner, numbers, run, config, show, newest, shard)
         with show.compiling("the training loop"):
             program = chunk.build(
-                learner, numbers, log_every=log_every, evaluate=evaluate
+                learner, numbers, log_every=log_every, evaluate=evaluate, shard=shard
             )
         show.note(f"the loop needs {program.num_bytes / 1e6:,.0f} MB")
-        saved, state, spent = _begin(program, run, config, show)
+        saved, state, spent = _begin(program, run, config, show, newest)
         iteration = saved or 0
         outputs = [*sinks]
-        if run is not None:
+        if run is not None and cluster.leads():
             lines = json_lines(run.path / "metrics.jsonl", resume_at=iteration)
             outputs = [lines, *outputs]
         for sink in outputs:
@@ -128,21 +134,25 @@ def fit(
             show.row(row)
 
         def save():
-            if run is not None and saved != iteration:
+            if run is None or saved == iteration:
+                return
+            whole = layout.fetch(state)
+            if cluster.leads():
                 for sink in outputs:
                     sink.flush()  # rows reach the disk before the state they led to
                 extra = {**config, "seconds": elapsed()}
-                checkpoint.save(run.path, iteration, state, config=extra, keep=keep)
+                checkpoint.save(run.path, iteration, whole, config=extra, keep=keep)
 
         def is_due(every: int) -> bool:
             return (every > 0 and iteration % every == 0) or iteration == num_iterations
 
-        size, num_chunks, compiled = 1, 0, 0
+        num_chunks, compiled = 0, 0
         save_at = time.monotonic() + save_every
         show.begin(
             iteration * steps_per_iteration, num_iterations * steps_per_iteration
         )
-        while iteration < num_iterations and not stop.is_set():
+        stopped, size, _ = cluster.agree(stop.is_set(), 1, False, first=True)
+        while iteration < num_iterations and not stopped:
             before = time.monotonic()
             ends = [num_iterations, iteration + min(size, chunk_size or size)]
             ends += [(iteration // n + 1) * n for n in (log_every, eval_every) if n]
@@ -159,7 +169,9 @@ def fit(
                 found = program.evaluate(state.learner, iteration)
                 log({f"eval/{name}": value for name, value in found.items()})
             show.update(iteration * steps_per_iteration)
-            if time.monotonic() >= save_at:
+            due = time.monotonic() >= save_at
+            stopped, size, due = cluster.agree(stop.is_set(), size, due)
+            if due:
                 before = time.monotonic()
                 save()
                 saved, now = iteration, time.monotonic()
@@ -169,7 +181,7 @@ def fit(
                 compiled = compiles.count()
         late = compiles.count() - compiled if num_chunks > 2 else 0
         save()
-        return Fitted(state.learner, iteration, stop.is_set(), late)
+        return Fitted(layout.fetch(state.learner), iteration, stopped, late)
 
 
 def _check(num_iterations, log_every, eval_every, evaluate, chunk_size) -> None:
@@ -186,23 +198,35 @@ def _check(num_iterations, log_every, eval_every, evaluate, chunk_size) -> None:
         raise ValueError("eval_every needs a function to evaluate with, got None.")
 
 
-def _finished(learner: Learner, seeds, run: RunDir, config: dict, show) -> Fitted:
+def _finished(
+    learner: Learner, seeds, run: RunDir, config: dict, show, newest: int, shard: str
+) -> Fitted:
     """The end of a run that has been reached before; nothing is compiled for it."""
     template = jax.eval_shape(jax.vmap(lambda seed: chunk.start(learner, seed)), seeds)
-    iteration, state, extra = checkpoint.restore(run.path, template, below="learner")
+    iteration, state, extra = checkpoint.restore(
+        run.path, template, step=_pinned(newest), below="learner"
+    )
     _check_seeds(run, extra, config)
     show.note(f"{run.path} has reached iteration {iteration}, its last")
-    return Fitted(layout.place(layout.mesh_for(len(seeds)), state), iteration, False, 0)
+    where = layout.choose(len(seeds), shard).of_state(template, learner.axes)
+    return Fitted(layout.fetch(layout.place(state, where)), iteration, False, 0)
 
 
-def _begin(program: chunk.Program, run: RunDir | None, config: dict, show):
+def _begin(program: chunk.Program, run: RunDir | None, config: dict, show, newest: int):
     """`(iteration of the checkpoint or None, state, seconds spent before)`."""
-    if run is None or not checkpoint.steps(run.path):
+    if run is None or newest < 0:
         return None, program.init(), 0.0
-    iteration, state, extra = checkpoint.restore(run.path, program.template)
+    iteration, state, extra = checkpoint.restore(
+        run.path, program.template, step=_pinned(newest)
+    )
     _check_seeds(run, extra, config)
     show.note(f"resuming {run.path} at iteration {iteration}")
-    return iteration, layout.place(program.mesh, state), extra["seconds"]
+    return iteration, layout.place(state, program.shardings), extra["seconds"]
+
+
+def _pinned(newest: int) -> int | None:
+    """The checkpoint to read: several processes must not fall back differently."""
+    return newest if jax.process_count() > 1 else None
 
 
 def _check_seeds(run: RunDir, extra: dict, config: dict) -> None:
@@ -226,6 +250,7 @@ def _means(window: chunk.Window) -> dict[str, np.ndarray]:
 def _fail(state: chunk.Run, seeds: np.ndarray, run: RunDir | None, config: dict):
     """Writes a dump for every seed that went bad, and raises."""
     texts = []
+    state = layout.fetch(state)
     for entry in guard.describe(state, seeds):
         text = (
             f"metric {' and '.join(entry['metrics'])} fell below 1 at iteration "
@@ -233,7 +258,7 @@ def _fail(state: chunk.Run, seeds: np.ndarray, run: RunDir | None, config: dict)
         )
         if entry["nonfinite"]:
             text += f"; not finite: {', '.join([*entry['nonfinite']][:5])}"
-        if run is not None:
+        if run is not None and cluster.leads():
             try:
                 path = guard.write(run.path, state, entry, config)
                 text += f"; look into it with: jaxwm doctor replay {path}"

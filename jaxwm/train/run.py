@@ -35,6 +35,7 @@ _FREE = (
     "schema",
     "command",
     "created",
+    "run.distributed",
     "run.out",
     "run.preset",  # what it stands for is compared instead
     "run.report",
@@ -48,6 +49,7 @@ _WARN = (
     "run.save_every",
     "run.keep",
     "run.platform",
+    "run.shard",
     "device",
     "versions.",
 )

@@ -33,6 +33,11 @@ class RunConfig:
     keep: int = 2  # checkpoints that stay
     out: str = ""  # directory; empty: runs/<recipe>-<env>
     platform: Literal["cpu", "gpu", "tpu"] | None = None  # None: what jax finds
+    # What devices share: seeds, the batch of every seed, or that and large params.
+    # None: seeds; the batch where several processes work on the run.
+    shard: Literal["seeds", "batch", "params"] | None = None
+    distributed: bool = False  # one of several processes, see docs/scale.md
+    deterministic: bool = False  # the same bits on any number of cores, slower
     tensorboard: bool = False  # write TensorBoard files too
     report: bool = True  # write report.html at the end
 
@@ -55,6 +60,7 @@ class RunConfig:
         for name, known in (
             ("platform", ("cpu", "gpu", "tpu")),
             ("factors", ("range",)),
+            ("shard", ("seeds", "batch", "params")),
         ):
             value = getattr(self, name)
             if value is not None and value not in known:

@@ -64,7 +64,10 @@ def make(*, bad_iteration=-1, bad_seed_above=10.0, work=1):
             "model/finite": jnp.isfinite(value).astype(jnp.float32),
         }
 
-    return Learner(init, step)
+    def axes(state):
+        return {**jax.tree.map(lambda _: -1, state), "replay": 0}
+
+    return Learner(init, step, axes)
 
 
 def evaluate(key, state):
