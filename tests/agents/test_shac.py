@@ -73,6 +73,7 @@ def test_actions_follow_the_observation_in_episodes_of_one_step():
     assert metrics["actor/skipped"].sum() == 0
 
 
+@pytest.mark.slow
 def test_a_cart_is_brought_to_rest_from_anywhere_beyond_the_window():
     # The window is shorter than the way: the critic must tell what lies behind it.
     env = cart(40)

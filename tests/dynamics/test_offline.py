@@ -33,6 +33,7 @@ def steps():
     return Transition(observed[0], action, reward, ones, last, observed[1], ones, empty)
 
 
+@pytest.mark.slow
 def test_more_updates_predict_better_and_the_key_decides_everything(steps):
     model = ensemble.ensemble(ensemble.TINY, linear_system.SPEC)
 

@@ -81,7 +81,11 @@ def as_plain(name, physics):
 
 @pytest.mark.parametrize(
     ("name", "engine"),
-    [("pendulum", "mjx"), ("swingup", "mjx"), *((name, "c") for name in PAIRS)],
+    [
+        ("pendulum", "mjx"),
+        pytest.param("swingup", "mjx", marks=pytest.mark.slow),
+        *((name, "c") for name in PAIRS),
+    ],
 )
 def test_one_step_equals_the_task_in_pure_jax(key, name, engine):
     ours, plain = PAIRS[name][0](engine=engine), PAIRS[name][1]()
@@ -163,6 +167,7 @@ def test_mjx_and_c_agree_with_contacts(key, name):
     assert qpos < 1e-4 and qvel < 1e-4 * max(speed, 1)
 
 
+@pytest.mark.slow
 def test_a_batch_that_knows_its_factors_steps_like_one_that_reads_them(key):
     env = envs.fixed(mujoco_cartpole.swingup(), {"cart_mass": 2.0})
     batch = envs.batch(env, 3, factors={"pole_mass": (0.2, 0.4)})
@@ -179,6 +184,7 @@ def test_a_batch_that_knows_its_factors_steps_like_one_that_reads_them(key):
     assert np.abs(known - other(keys(), light, act).obs).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_engine_mjx_has_the_gradient_of_the_task_in_pure_jax(key):
     ours, plain = mujoco_pendulum.pendulum(engine="mjx"), pendulum.pendulum()
     state = ours.reset(key)

@@ -228,7 +228,7 @@ def golden_file(step):
     ("step", "share"),
     [
         (60, 0.6),
-        (2000, 0.4),
+        pytest.param(2000, 0.4, marks=pytest.mark.slow),
         pytest.param(340, 0.6, marks=pytest.mark.slow),
         pytest.param(1140, 0.4, marks=pytest.mark.slow),
     ],

@@ -78,6 +78,7 @@ def test_a_finer_epsilon_never_gives_a_smaller_code(seed, epsilon, share):
 
 @settings(max_examples=2, deadline=None)
 @given(st.permutations("abc"))
+@pytest.mark.slow
 def test_the_order_of_the_tree_does_not_matter(names):
     w, b = weights(3).values()
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxwm.measures import ridge
 
@@ -30,6 +31,7 @@ def test_primal_and_dual_give_the_same_predictions(key):
     np.testing.assert_allclose(primal(x), dual(padded), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_pure_noise_asks_for_the_strongest_ridge_and_a_clean_line_for_the_weakest(key):
     x, y = noisy(key, 100, 60, noise=0.0)
     assert ridge.fit_ridge(x, y, (10.0, 1e-1, 1e-5))[0].strength == jnp.float32(1e-5)
@@ -50,6 +52,7 @@ def test_descent_follows_its_own_steps_and_ends_like_a_weak_ridge(key):
     np.testing.assert_allclose(path.weights[-1], least, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.slow
 def test_descent_stopped_early_is_as_good_as_ridge(key):
     x, y = noisy(key, 300, 40, noise=4.0)
     scores = []

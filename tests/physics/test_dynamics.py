@@ -50,6 +50,7 @@ def test_rematerialisation_changes_neither_value_nor_gradient(actions, checkpoin
     np.testing.assert_allclose(other_path.state.q, path.state.q, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_square_root_rematerialisation_keeps_a_fifth_or_less_at_1000_steps():
     hopper = rigid(bodies.hopper(), contact.compliant(), dt=1e-3)
     start = bodies.State(jnp.array([0.0, 1.0, 0.1, 0.5]), jnp.zeros(4))

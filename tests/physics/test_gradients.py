@@ -109,6 +109,7 @@ def bounce(stiffness):
     return height
 
 
+@pytest.mark.slow
 def test_first_order_wins_on_soft_ground_and_loses_on_stiff(key):
     def spreads(stiffness):
         found = []

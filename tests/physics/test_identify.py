@@ -36,6 +36,7 @@ def slide(params, pushes):
 BOTH = ((2.0, 0.0), (1.0, 8.0))
 
 
+@pytest.mark.slow
 def test_friction_and_mass_are_found_with_fewer_simulations_than_by_search(key, x64):
     observed = slide(TRUE, BOTH)
     found = identify.identify(lambda p: slide(p, BOTH), observed, START, iterations=15)

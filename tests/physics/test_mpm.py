@@ -393,8 +393,13 @@ def test_the_first_inversion_is_found():
     ("d", "law", "kept"),
     [
         (2, elasticity.corotated(3e4, 0.2), None),
-        (3, elasticity.corotated(3e4, 0.2), None),
-        (2, elasticity.hencky(3e4, 0.2), plasticity.von_mises(3e4, 0.2, 1e3)),
+        pytest.param(3, elasticity.corotated(3e4, 0.2), None, marks=pytest.mark.slow),
+        pytest.param(
+            2,
+            elasticity.hencky(3e4, 0.2),
+            plasticity.von_mises(3e4, 0.2, 1e3),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_gradients_through_a_bounce_are_those_of_differences(d, law, kept, x64):
@@ -417,6 +422,7 @@ def test_gradients_through_a_bounce_are_those_of_differences(d, law, kept, x64):
         assert grad[i] == pytest.approx(float(difference), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_stiffness_is_identified_from_motion_with_fewer_calls_than_search(key):
     body = mpm.moving(mpm.block((0.5, 0.45), (0.3, 0.3), (5, 5)), (0.5, -2.0), 2.0)
     dyn = mpm.mpm(body, elasticity.corotated(), cells=12, dt=1e-3)

@@ -128,6 +128,7 @@ def test_stiffness_of_a_linear_field_is_its_rate(x64):
     np.testing.assert_allclose(found.stiffness, 40 / 3.5068, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_field_that_vanishes_costs_nothing_and_has_a_gradient():
     def loss(scale):
         _, sums = step_error.ode_with_heuristics(

@@ -25,6 +25,7 @@ def test_a_tree_is_evaluated_counted_and_written(key):
     assert symbolic.expression(LAW, ("x", "y"), OPS) == "((2 * sin(x)) + y)"
 
 
+@pytest.mark.slow
 def test_a_law_is_found_with_its_constants(key):
     point_key, search_key = jax.random.split(key)
     x = jax.random.uniform(point_key, (60, 2), minval=-2.0, maxval=2.0)

@@ -80,6 +80,7 @@ def test_the_spectral_norm_is_bounded_from_above_within_a_hundredth(scale):
     assert np.isfinite(spectral_norm(jnp.zeros((3, 3))))
 
 
+@pytest.mark.slow
 def test_the_forcing_jumps_up_to_the_bound_and_sinks_slowly():
     model = generalized_teacher_forcing(TINY)
     step = jax.jit(model.step)

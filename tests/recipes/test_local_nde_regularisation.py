@@ -56,6 +56,7 @@ def test_the_gradient_of_one_step_is_that_of_differences(kind):
         check_grads(jax.jit(loss), args, 1, ("rev",), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_mean_over_random_times_is_the_average_over_a_grid(key):
     draws = 1000
     _, mean, _ = jax.jit(lambda key: solve(key, num_samples=draws, length="initial"))(

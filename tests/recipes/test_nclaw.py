@@ -20,6 +20,7 @@ def falling(config):
     return mpm.moving(body, (1.0, -1.5, 0.0)[: config.dim])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", (2, 3))
 def test_the_law_is_free_of_stress_at_rest_and_turns_with_the_body(dim, key):
     config = dataclasses.replace(recipe.TINY, dim=dim)

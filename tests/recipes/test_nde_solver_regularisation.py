@@ -28,6 +28,7 @@ OTHERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["error", *OTHERS])
 def test_a_penalty_adds_to_the_loss_with_its_weight(kind, key):
     data_key, init_key, step_key = jax.random.split(key, 3)

@@ -376,12 +376,17 @@ def test_gradients_reach_the_actions(key):
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"denoiser": "transformer"},
-        {"process_noise": "innovations"},
-        {"time": "index", "scale_actions": True, "clip_actions": False},
+        pytest.param({}, id="default"),
+        pytest.param(
+            {"denoiser": "transformer"}, id="transformer", marks=pytest.mark.slow
+        ),
+        pytest.param({"process_noise": "innovations"}, id="innovations"),
+        pytest.param(
+            {"time": "index", "scale_actions": True, "clip_actions": False},
+            id="reference",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["default", "transformer", "innovations", "reference"],
 )
 def test_training_lowers_the_loss(options, key):
     config = dataclasses.replace(TINY, width=32, head_width=16, **options)

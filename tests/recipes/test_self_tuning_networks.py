@@ -71,6 +71,7 @@ def test_the_perturbation_has_its_width_and_its_entropy():
     )
 
 
+@pytest.mark.slow
 def test_a_width_stays_in_its_range_and_can_leave_its_ends():
     for s in (-30.0, 30.0):
         assert jax.grad(lambda s: jnp.sum(recipe.perturbation_std(s)))(jnp.array([s]))
@@ -83,6 +84,7 @@ def test_a_width_stays_in_its_range_and_can_leave_its_ends():
     np.testing.assert_allclose(jax.nn.softplus(state.s), 3.0, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_rates_have_fallen_to_zero_at_the_end_of_the_decay():
     _, init, step = model(warm_up=1, decay_by=4)
     state, rows = init(jax.random.key(0)), data()

@@ -97,6 +97,7 @@ def test_fields_stay_where_they_can_still_learn(key):
     assert jnp.max(jnp.abs(fields[0])) <= 3.0
 
 
+@pytest.mark.slow
 def test_a_sequence_of_tasks_gives_a_square_of_accuracies(key):
     task_key, fit_key = jax.random.split(key)
     tasks = permuted_clusters(
