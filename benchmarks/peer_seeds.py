@@ -54,7 +54,7 @@ def setup(config: dict) -> peer.Ready:
         advance()
     facts = {
         "bytes": program.num_bytes,
-        "devices": program.mesh.size,
+        "devices": program.num_devices,
         "env_steps": loop.steps * preset.num_envs,
     }
     return peer.Ready(f"{config['seeds']} seeds", advance, facts)

@@ -80,7 +80,7 @@ def run(task: str, engine: str, preset_name: str, seeds: list[int]) -> dict:
         "task": task,
         "engine": engine,
         "seeds": seeds,
-        "devices": program.mesh.size,
+        "devices": program.num_devices,
         "reached_steps": steps,
         "median_steps": median(steps),
         "seconds_until_all_reached": round(float(elapsed[max(last)]), 2)

@@ -30,6 +30,7 @@ VERBS = {
     "launch": Verb("launch", "launch", "train as several processes of this machine"),
     "eval": Verb("judge", "evaluate", "evaluate a run's policies"),
     "report": Verb("judge", "report", "write a run's report.html"),
+    "compare": Verb("compare", "compare", "world models side by side on one task"),
     "run": Verb("experiment", "run", "a system's experiment against its claim"),
     "data": Verb("datasets", "data", "inspect datasets, make them from runs"),
     "complexity": Verb("complexity", "complexity", "a checkpoint as a small file"),

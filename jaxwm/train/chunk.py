@@ -48,6 +48,7 @@ class Program(NamedTuple):
     template: Run  # shapes, for reading checkpoints
     shardings: Run  # where each leaf lives
     num_bytes: int  # of state and working memory while training
+    num_devices: int
 
 
 def stream(seed: UInt[Array, ""], purpose: int) -> Key[Array, ""]:
@@ -153,6 +154,7 @@ def build(
         template=template,
         shardings=shardings,
         num_bytes=num_bytes * devices.mesh.size,
+        num_devices=devices.mesh.size,
     )
 
 

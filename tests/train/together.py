@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxwm import data, envs, train
 from jaxwm.agents import dream, online, ppo
+from jaxwm.commands import surroundings
 from jaxwm.core import shard
 from jaxwm.envs.tasks import pendulum
 from jaxwm.recipes import complexity_grokking, polygrad
@@ -62,9 +63,14 @@ def main():
     parser.add_argument("system")
     parser.add_argument("out")
     parser.add_argument("--shard", default="batch")
+    parser.add_argument("--deterministic", action="store_true")
+    parser.add_argument("--cores", type=int)
     parser.add_argument("--run")
     parser.add_argument("--iterations", type=int, default=UPDATES)
     options = parser.parse_args()
+    if options.cores:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
+    surroundings.prepare(deterministic=options.deterministic)
     if "JAX_PROCESS_ID" in os.environ:
         cluster.join(heartbeat=10)
     run = None
