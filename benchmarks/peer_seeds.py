@@ -1,6 +1,7 @@
 """One iteration of PolyGRAD's loop for S seeds at once, in a process of its own.
 
-The seeds lie on host devices, as many as cores, which must be set before jax starts.
+The seeds lie on host devices, which must be set before jax starts; with `shard`
+"batch" the devices share the environments and batches of every seed.
 """
 
 import os
@@ -41,7 +42,8 @@ def setup(config: dict) -> peer.Ready:
     learner = online.online(dream.dream(model, agent_config), env, replay, loop)
 
     seeds = np.arange(config["seeds"], dtype=np.uint32)
-    program = chunk.build(learner, seeds, log_every=1)
+    shard = config.get("shard", "seeds")
+    program = chunk.build(learner, seeds, log_every=1, shard=shard)
     run = [jax.block_until_ready(program.init())]
     iteration = [0]
 
@@ -57,7 +59,8 @@ def setup(config: dict) -> peer.Ready:
         "devices": program.num_devices,
         "env_steps": loop.steps * preset.num_envs,
     }
-    return peer.Ready(f"{config['seeds']} seeds", advance, facts)
+    name = f"{config['seeds']} seeds, {program.num_devices} devices"
+    return peer.Ready(name, advance, facts)
 
 
 if __name__ == "__main__":

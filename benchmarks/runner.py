@@ -38,7 +38,9 @@ def benches() -> tuple[Bench, ...]:
         bench_import,
         bench_machine,
         bench_physics,
+        bench_ppo,
         bench_replay,
+        bench_scale,
         bench_seeds,
     )
 
@@ -50,6 +52,8 @@ def benches() -> tuple[Bench, ...]:
         Bench("diffusion", bench_diffusion.rows, compiles_long=True),
         Bench("gradients", bench_gradients.rows, full_only=True, compiles_long=True),
         Bench("seeds", bench_seeds.rows, full_only=True, compiles_long=True),
+        Bench("scale", bench_scale.rows, full_only=True, compiles_long=True),
+        Bench("ppo", bench_ppo.rows, full_only=True, compiles_long=True),
         Bench("checkpoint", bench_checkpoint.rows),
     )
 
