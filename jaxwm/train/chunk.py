@@ -136,8 +136,7 @@ def build(
     with concurrent.futures.ThreadPoolExecutor() as pool:
         init, program, *rest = pool.map(lambda program: program.compile(), lowered)
     judge = rest[0] if rest else None
-    memory = program.memory_analysis()
-    num_bytes = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    num_bytes = max(_num_bytes(init), _num_bytes(program))
 
     seeds_on = layout.place(seeds, own)
 
@@ -161,6 +160,19 @@ def build(
 def flags(window: Window) -> Metrics:
     """The flags among a window's metrics."""
     return {name: v for name, v in window.total.items() if name.endswith(FLAG)}
+
+
+def _num_bytes(compiled) -> int:
+    """What a program needs at most; memory that it updates in place counts once."""
+    memory = compiled.memory_analysis()
+    if memory is None:  # not every device says
+        return 0
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
 
 
 def _first(learner: Learner, names: tuple[str, ...], seeds) -> Run:

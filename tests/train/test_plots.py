@@ -13,6 +13,7 @@ from jaxwm.train import plots
 STEPS = np.arange(0, 5000, 1000)
 CURVES = np.linspace(-1000, -100, 15).reshape(3, 5)
 REAL = np.sin(np.arange(3 * 6 * 2)).reshape(3, 6, 2)
+GRAPH = np.arange(6 * 3 * 4).reshape(6, 3, 4) % 5 == 0
 
 EVERY = {
     "learning_curves": lambda **o: plots.learning_curves(STEPS, CURVES, **o),
@@ -22,6 +23,10 @@ EVERY = {
     "real_beside_imagined": lambda **o: plots.real_beside_imagined(
         REAL, REAL + 0.1, **o
     ),
+    "mechanism_usage": lambda **o: plots.mechanism_usage(
+        GRAPH[..., 0] + 0, GRAPH[..., 1] + 0, **o
+    ),
+    "causal_graph": lambda **o: plots.causal_graph(GRAPH, **o),
     "film_strip": lambda **o: plots.film_strip(
         np.full((4, 8, 8, 3), 128, np.uint8), **o
     ),
@@ -186,3 +191,46 @@ def test_a_short_film_makes_a_short_strip(drawn):
 def test_film_strips_refuse_other_shapes():
     with pytest.raises(ValueError, match=r"got \(4, 4, 3\)"):
         plots.film_strip(np.zeros((4, 4, 3), np.uint8))
+
+
+def test_a_causal_graph_has_a_row_per_edge_and_leaves_self_edges_out(drawn):
+    graph = np.zeros((4, 2, 3), bool)
+    graph[:, 0, 0] = graph[1:3, 0, 1] = graph[:, 1, 2] = True
+    plots.causal_graph(graph, names=["ball", "paddle", "wind"])
+    *pictures, raster = drawn[0].axes
+    labels = [label.get_text() for label in raster.get_yticklabels()]
+    assert labels == ["wind → paddle", "paddle → ball"]
+    bars = [
+        [path.get_extents().intervalx.tolist() for path in bar.get_paths()]
+        for bar in raster.collections
+    ]
+    assert bars == [[[0, 1], [1, 2], [2, 3], [3, 4]], [[1, 2], [2, 3]]]
+    assert len(pictures) == 4
+
+
+def test_a_graph_of_no_edges_says_so_and_weights_are_refused(drawn):
+    plots.causal_graph(np.zeros((2, 3, 3), bool))
+    assert any("no token acts" in t.get_text() for t in drawn[0].axes[-1].texts)
+    with pytest.raises(ValueError, match=r"bool .* got \(2, 3, 3\) float64"):
+        plots.causal_graph(np.zeros((2, 3, 3)))
+    with pytest.raises(ValueError, match="names must have 3 entries like M, got 2"):
+        plots.causal_graph(np.zeros((2, 3, 3), bool), names=["a", "b"])
+    with pytest.raises(ValueError, match="positions must be"):
+        plots.causal_graph(np.zeros((2, 3, 3), bool), positions=np.zeros((2, 3)))
+
+
+def test_mechanisms_are_cells_with_the_context_written_in(drawn):
+    mechanism = np.array([[0, 2], [0, 0], [2, 2]])
+    context = np.array([[0, 0], [1, 1], [0, 0]])
+    plots.mechanism_usage(mechanism, context, names=["ball", "paddle"])
+    (axes,) = drawn[0].axes
+    texts = [(t.get_position(), t.get_text()) for t in axes.texts]
+    assert texts == [((0.5, 1.5), "0"), ((1.5, 0.5), "1"), ((2.5, 1.5), "0")]
+    (legend,) = drawn[0].legends
+    assert [t.get_text() for t in legend.get_texts()] == ["mechanism 0", "mechanism 2"]
+    cells = sum(len(bars.get_paths()) for bars in axes.collections)
+    assert cells == mechanism.size
+    with pytest.raises(ValueError, match="mechanism and context must both be"):
+        plots.mechanism_usage(mechanism, context[:2])
+    with pytest.raises(ValueError, match="names must have 2 entries like N, got 1"):
+        plots.mechanism_usage(mechanism, context, names=["ball"])

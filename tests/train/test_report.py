@@ -59,6 +59,13 @@ def full():
                 "energy_distance": 0.0333,
             }
         },
+        structure={
+            "comet": {
+                "graph": rng.random((HORIZON, 3, 4)) > 0.5,
+                "mechanism": rng.integers(0, 3, (HORIZON, 3)),
+                "context": rng.integers(0, 3, (HORIZON, 3)),
+            }
+        },
         film=film(),
         film_text="One episode of seed 0.",
         strip=film("PNG"),
@@ -205,7 +212,7 @@ def test_nothing_is_loaded_and_nothing_runs():
 def test_pictures_are_embedded_described_and_of_their_kind():
     pictures = [a for tag, a in Reader(PAGE).tags if tag == "img"]
     kinds = [a["src"].split(";")[0] for a in pictures]
-    assert kinds.count("data:image/svg+xml") == 3
+    assert kinds.count("data:image/svg+xml") == 5
     assert kinds.count("data:image/gif") == kinds.count("data:image/png") == 1
     assert all(a["alt"] for a in pictures)
 
@@ -260,6 +267,7 @@ def test_a_missing_section_is_named_with_the_reason_given(name, blank):
         "beside": {"beside": {}},
         "on_policy": {"on_policy": None},
         "noise": {"noise": {}},
+        "structure": {"structure": {}},
         "environment": {"factors": ()},
         "ran": dict(config={}, versions={}, device="", seeds=(), seconds=None, env=""),
         "reproduce": {"command": ""},
