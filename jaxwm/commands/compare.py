@@ -128,8 +128,8 @@ def table(judged: dict[str, Judged], horizon: int) -> str:
     head = ["world model", *(f"error at {k}" for k in marks), "reward", "spread"]
     head += ["us/step", "params", "trained"]
     rows = [head]
-    order = sorted(judged, key=lambda name: float(np.nanmean(judged[name].error[:, -1])))
-    for name in order:
+    last = {name: float(np.nanmean(j.error[:, -1])) for name, j in judged.items()}
+    for name in sorted(last, key=last.__getitem__):
         found = judged[name]
         row = [name, *(_interval(found.error[:, k - 1]) for k in marks)]
         row.append(f"{found.reward:.3g}")

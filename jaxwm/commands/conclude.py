@@ -166,6 +166,14 @@ def imagination(
             for name, (_, rollouts, real, _) in judged.items()
         },
         "on_policy": first[3]._asdict(),
+        "structure": {
+            name: {
+                what: np.asarray(rollouts.info[what][0])
+                for what in ("graph", "mechanism", "context")
+                if what in rollouts.info
+            }
+            for name, (_, rollouts, _, _) in judged.items()
+        },
     }
 
 
