@@ -113,6 +113,22 @@ ENTRIES: tuple[Entry, ...] = (
         summary="a diffusion model of one step, rolled out step by step",
     ),
     Entry(
+        "comet",
+        family="world models",
+        source='Lei, Nolte, Schölkopf and Posner, "Compete and Compose: Learning '
+        'Independent Mechanisms for Modular World Models", 2024',
+        bundle="WorldModel",
+        claim=All(
+            (
+                Above("accuracy", 0.8),
+                Above("context", 0.85),
+                Above("accuracy", 1.0, of="accuracy/window_1"),
+                Below("rollout/comet_5", 1.0, of="rollout/messages_5"),
+            )
+        ),
+        summary="a library of mechanisms, learnt by competition and composed anew",
+    ),
+    Entry(
         "complexity_grokking",
         family="learning theory",
         source='DeMoss et al., "The Complexity Dynamics of Grokking", Physica D 482, '
@@ -223,6 +239,24 @@ ENTRIES: tuple[Entry, ...] = (
         summary="three layers learn g(p(x)) from as many samples as p needs",
     ),
     Entry(
+        "hypercrl",
+        family="world models",
+        source='Huang et al., "Continual Model-Based Reinforcement Learning with '
+        'Hypernetworks", ICRA 2021',
+        bundle="WorldModel",
+        claim=All(
+            (
+                Below("forgetting/hyper", 2.0),
+                Above("forgetting/finetune", 5.0),
+                Above("kept/hyper", 0.9),
+                Below("kept/finetune", 0.6),
+                Below("current/hyper", 1.5),
+                Below("regulariser/first", 1e-30),
+            )
+        ),
+        summary="tasks one after the other: a network that makes each one's weights",
+    ),
+    Entry(
         "lazy_to_rich_grokking",
         family="learning theory",
         source='Kumar et al., "Grokking as the Transition from Lazy to Rich Training '
@@ -326,6 +360,25 @@ ENTRIES: tuple[Entry, ...] = (
         summary="whole on-policy trajectories in one policy-guided diffusion pass",
     ),
     Entry(
+        "pv_rnn",
+        family="world models",
+        source='Ahmadi and Tani, "A Novel Predictive-Coding-Inspired Variational RNN '
+        'Model for Online Prediction and Recognition", Neural Computation 31, 2019',
+        bundle="Predictor",
+        claim=All(
+            (
+                Below("nmse/middle", 0.1),
+                Below("kl/middle", 0.7, of="kl/low"),
+                Below("kl/high", 0.7, of="kl/middle"),
+                Below("switch/middle", 1.0, of="switch/low"),
+                Below("switch/middle", 1.0, of="switch/high"),
+                Below("error", 0.7, of="error/prior"),
+                Below("error", 1.0, of="error/vrnn"),
+            )
+        ),
+        summary="no encoder: each sequence's causes are found by descent on its error",
+    ),
+    Entry(
         "random_teachers",
         family="learning theory",
         source='Sarnthein et al., "Random Teachers are Good Teachers", ICML 2023',
@@ -343,6 +396,14 @@ ENTRIES: tuple[Entry, ...] = (
         summary="features learnt from a random network, without labels",
     ),
     Entry(
+        "rssm",
+        family="world models",
+        source='Hafner et al., "Mastering Atari with Discrete World Models", ICLR 2021',
+        bundle="WorldModel",
+        room="dynamics",
+        summary="a recurrent latent that filters vectors or images, and imagines",
+    ),
+    Entry(
         "self_tuning_networks",
         family="learning theory",
         source='MacKay et al., "Self-Tuning Networks: Bilevel Optimization of '
@@ -358,6 +419,25 @@ ENTRIES: tuple[Entry, ...] = (
             )
         ),
         summary="hyperparameters tuned in one run by a network of best responses",
+    ),
+    Entry(
+        "spartan",
+        family="world models",
+        source='Lei, Schölkopf and Posner, "SPARTAN: A Sparse Transformer World Model '
+        'Attending to What Matters", NeurIPS 2025',
+        bundle="WorldModel",
+        claim=All(
+            (
+                Below("error", 1.5, of="error/dense"),
+                Below("shd", 0.7, of="shd/dense"),
+                Below("shd", 0.4, of="shd/empty"),
+                Below("shd", 1.0, of="shd/global"),
+                Above("targets/f1", 0.9),
+                Below("removal", 1.0, of="removal/dense"),
+                Below("error/adapted", 1.3, of="error/adapted_all"),
+            )
+        ),
+        summary="a sparse transformer whose attention masks are the causal graph",
     ),
     Entry(
         "statmech_continual_learning",
@@ -378,6 +458,22 @@ ENTRIES: tuple[Entry, ...] = (
             )
         ),
         summary="binary networks that keep old tasks, each posterior the next prior",
+    ),
+    Entry(
+        "tdm",
+        family="world models",
+        source='Schubert et al., "A Generalist Dynamics Model for Control", 2023',
+        bundle="WorldModel",
+        claim=All(
+            (
+                Below("error/history_10", 0.5, of="error/context_free"),
+                Below("error/history_10", 1.0, of="error/history_3"),
+                Below("error/history_3", 1.0, of="error/history_1"),
+                Above("score/tdm", 0.7),
+                Above("wins", 11.5),
+            )
+        ),
+        summary="one transformer for many systems: plans in those it never saw",
     ),
     Entry(
         "transformer",

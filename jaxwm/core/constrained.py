@@ -39,9 +39,9 @@ def start(value: float = 100.0) -> Multiplier:
 
 
 def constrained_loss(
-    objective: Float[Array, ""],
-    error: Float[Array, ""],
-    limit: Float[Array, ""],
+    objective: Float[Array, ""] | float,
+    error: Float[Array, ""] | float,
+    limit: Float[Array, ""] | float,
     multiplier: Multiplier,
 ) -> Float[Array, ""]:
     """`error - limit + objective / λ`; no gradient reaches λ or the limit.
@@ -58,8 +58,8 @@ def constrained_loss(
 
 def update(
     multiplier: Multiplier,
-    error: Float[Array, ""],
-    limit: Float[Array, ""],
+    error: Float[Array, ""] | float,
+    limit: Float[Array, ""] | float,
     *,
     rate: float = 0.01,
     decay: float = 0.99,

@@ -75,6 +75,11 @@ TASKS = (
         jax="cartpole:cartpole_swingup",
     ),
     Task(
+        "dr_reach",
+        "bring a point mass to a goal in the plane",
+        jax="dr_reach:dr_reach",
+    ),
+    Task(
         "halfcheetah",
         "run with two legs in the plane",
         mujoco="halfcheetah:halfcheetah",
@@ -90,10 +95,20 @@ TASKS = (
         mujoco="inverted_pendulum:inverted_pendulum",
     ),
     Task(
+        "local_particles",
+        "hold one of several repelling particles; the causal graph of a step is known",
+        jax="local_particles:local_particles",
+    ),
+    Task(
         "pendulum",
         "swing a rod up and hold it with a weak motor",
         mujoco="mujoco_pendulum:pendulum",
         jax="pendulum:pendulum",
+    ),
+    Task(
+        "rule_particles",
+        "hold one of several discs that attract, repel or orbit each other by type",
+        jax="rule_particles:rule_particles",
     ),
     Task(
         "walker2d",

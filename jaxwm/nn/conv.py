@@ -55,6 +55,9 @@ class PatchConv(nn.Module):
 class ConvEncoder(nn.Module):
     """3 x 3 convolutions and a mean over the image: `[H, W, C]` to `[F]`.
 
+    Without `pooled` the last map is flattened instead, so that places count.
+    `standardised` first brings each image to mean 0 in every colour and spread 1 in
+    all: brightness, contrast and tint are then nothing to learn.
     Weights start normal with variance `2 / fan_out` (He et al., 2015), biases at zero;
     no normalisation.
     """
@@ -62,6 +65,8 @@ class ConvEncoder(nn.Module):
     channels: tuple[int, ...]  # of the layers, the last one is F
     strides: tuple[int, ...]  # 2 halves the image
     activation: str | Callable = "relu"
+    pooled: bool = True
+    standardised: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "... H W C"]) -> Float[Array, "... F"]:
@@ -72,6 +77,12 @@ class ConvEncoder(nn.Module):
                 f"{self.channels}; use 1 where the size stays."
             )
         activation = activation_function(self.activation)
+        if self.standardised:
+            x = x - jnp.mean(x, (-3, -2), keepdims=True)
+            spread = jnp.sqrt(jnp.mean(x**2, (-3, -2, -1), keepdims=True) + 1e-4)
+            x = x / spread  # an even image stays finite
         for size, stride in zip(self.channels, self.strides, strict=True):
             x = activation(PatchConv(size, stride)(x))
-        return jnp.mean(x, (-3, -2))
+        if self.pooled:
+            return jnp.mean(x, (-3, -2))
+        return x.reshape(*x.shape[:-3], math.prod(x.shape[-3:]))

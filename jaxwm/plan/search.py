@@ -63,7 +63,7 @@ def cem(
     low: Bound = -jnp.inf,
     high: Bound = jnp.inf,
     momentum: float = 0.1,
-    smallest_std: float = 0.0,
+    smallest_std: Bound = 0.0,
     colour: float = 0.0,
     keep: int = 0,
 ) -> Found:

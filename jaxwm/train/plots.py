@@ -57,6 +57,7 @@ _STYLE: Any = {
 }
 _WIDTH = 6.6  # inches; text then reads at widths of 340 to 640 pixels
 _MAX_ENTRIES, _MAX_STARTS = 8, 3
+_MAX_EDGES, _MAX_GRAPHS = 20, 4
 
 
 def learning_curves(
@@ -296,6 +297,197 @@ def film_strip(
             axes.set_title(text, fontsize=10, fontweight="normal", color=GREY)
 
     return _render(draw, _WIDTH, (_WIDTH / columns * aspect + 0.26) * rows, format)
+
+
+def causal_graph(
+    graph: np.ndarray,
+    *,
+    names: Sequence[str] | None = None,
+    positions: Numbers | None = None,
+    control_dt: float | None = None,
+    format: str = "svg",
+) -> bytes:
+    """Who influences whom over time: pictures of some steps, and a row per edge.
+
+    Args:
+        graph: `[H, N, M]` bool, [k, i, j] true where j acts on i in step k; of the M
+            tokens the first N are predicted, the others (an action, an environment)
+            are only read. Self edges are not drawn.
+        names: of the M tokens.
+        positions: of the N predicted ones, `[H, N, 2]`, y upwards; None: on a circle.
+        control_dt: seconds per step; None numbers the steps.
+        format: "svg" or "png".
+
+    Raises:
+        ValueError: for another shape or type, or too few or many names.
+    """
+    graph = np.asarray(graph)
+    sound = graph.ndim == 3 and graph.dtype == bool
+    if not sound or not 1 <= graph.shape[1] <= graph.shape[2]:
+        raise ValueError(
+            "graph must be [H, N, M] bool with M >= N >= 1, got "
+            f"{graph.shape} {graph.dtype}."
+        )
+    steps, num, width = graph.shape
+    names = [str(j) for j in range(width)] if names is None else list(names)
+    if len(names) != width:
+        raise ValueError(f"names must have {width} entries like M, got {len(names)}.")
+    nodes = _node_positions(steps, num, width, positions)
+    drawn = graph & ~np.eye(num, width, dtype=bool)
+    share = drawn.mean(0)
+    order = np.argsort(-share, axis=None, kind="stable")
+    edges = [np.unravel_index(flat, share.shape) for flat in order]
+    edges = [(i, j) for i, j in edges if share[i, j] > 0][:_MAX_EDGES]
+    left_out = int((share > 0).sum()) - len(edges)
+    picked = np.linspace(0, steps - 1, min(_MAX_GRAPHS, steps)).round().astype(int)
+    rows = max(len(edges), 1)
+
+    def time(k):
+        return f"step {k}" if control_dt is None else f"{k * control_dt:.2f} s"
+
+    def draw(figure):
+        upper, lower = figure.subfigures(2, 1, height_ratios=(2.0, 0.2 * rows + 0.7))
+        grid = upper.subplots(1, len(picked), squeeze=False)[0]
+        for axes, k in zip(grid, picked, strict=True):
+            _draw_graph(axes, drawn[k], nodes[k], names)
+            axes.set_title(time(k), fontsize=10, fontweight="normal", color=GREY)
+        axes = lower.subplots()
+        axes.grid(False)
+        for row, (i, j) in enumerate(edges):
+            on = np.flatnonzero(drawn[:, i, j])
+            colour = BLUE if j < num else ORANGE
+            axes.broken_barh([(k, 1) for k in on], (row + 0.14, 0.72), color=colour)
+        axes.set(xlim=(0, steps), ylim=(rows, 0), xlabel="imagined step k")
+        axes.set_yticks(
+            np.arange(len(edges)) + 0.5,
+            [f"{_plain(names[j])} → {_plain(names[i])}" for i, j in edges],
+            fontsize=9,
+        )
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if not edges:
+            _say(axes, "no token acts on another")
+        if left_out:
+            lower.supxlabel(f"{left_out} rarer edges are not drawn", fontsize=9)
+
+    return _render(draw, _WIDTH, 2.0 + 0.2 * rows + 0.7, format)
+
+
+def _node_positions(steps: int, num: int, width: int, positions) -> np.ndarray:
+    """Where to draw the tokens, `[H, M, 2]`; those only read stand in a row above."""
+    angle = np.pi / 2 - 2 * np.pi * np.arange(num) / num
+    circle = np.stack([np.cos(angle), np.sin(angle)], -1)
+    if positions is None:
+        placed = np.broadcast_to(circle, (steps, num, 2))
+    else:
+        placed = np.asarray(positions, float)
+        if placed.shape != (steps, num, 2):
+            raise ValueError(
+                f"positions must be {(steps, num, 2)} like the graph, got "
+                f"{placed.shape}."
+            )
+        low, high = placed.min((0, 1)), placed.max((0, 1))
+        placed = 2 * (placed - low) / np.maximum(high - low, 1e-9).max() - 1
+    others = np.linspace(-1, 1, width - num + 2)[1:-1]
+    above = np.stack([others, np.full(width - num, 1.7)], -1)
+    above = np.broadcast_to(above, (steps, width - num, 2))
+    return np.concatenate([placed, above], 1)
+
+
+def _draw_graph(axes, graph, nodes, names) -> None:
+    """One graph as arrows between numbered dots; read-only tokens are orange."""
+    num, width = graph.shape
+    axes.set_axis_off()
+    axes.set(xlim=(-1.4, 1.4), ylim=(-1.4, 2.1), aspect="equal")
+    for i, j in np.argwhere(graph):
+        axes.annotate(
+            "",
+            nodes[i],
+            nodes[j],
+            arrowprops={
+                "arrowstyle": "-|>",
+                "color": BLUE if j < num else ORANGE,
+                "linewidth": 1.0,
+                "shrinkA": 5,
+                "shrinkB": 6,
+                "connectionstyle": "arc3,rad=0.12",
+            },
+        )
+    for j in range(width):
+        if j >= num and not graph[:, j].any():
+            continue
+        axes.plot(
+            *nodes[j],
+            marker="o" if j < num else "s",
+            markersize=10,
+            color=PAPER,
+            markeredgecolor=INK if j < num else ORANGE,
+        )
+        axes.text(
+            *nodes[j], _plain(names[j])[:3], fontsize=6.5, ha="center", va="center"
+        )
+
+
+def mechanism_usage(
+    mechanism: np.ndarray,
+    context: np.ndarray,
+    *,
+    names: Sequence[str] | None = None,
+    control_dt: float | None = None,
+    format: str = "svg",
+) -> bytes:
+    """Which mechanism moved each object over time, and with which context.
+
+    A row per object, a cell per step: the colour is the mechanism, the text the other
+    object that it looked at, none where an object looked at itself alone.
+
+    Args:
+        mechanism: number of the mechanism, `[H, N]`.
+        context: number of the object that it looked at, `[H, N]`.
+        names: of the N objects.
+        control_dt: seconds per step; None numbers the steps.
+        format: "svg" or "png".
+
+    Raises:
+        ValueError: for arrays that are not both `[H, N]`, or too few or many names.
+    """
+    mechanism, context = np.asarray(mechanism), np.asarray(context)
+    if mechanism.ndim != 2 or mechanism.shape != context.shape:
+        raise ValueError(
+            "mechanism and context must both be [H, N], got "
+            f"{mechanism.shape} and {context.shape}."
+        )
+    steps, num = mechanism.shape
+    names = [f"object {i}" for i in range(num)] if names is None else list(names)
+    if len(names) != num:
+        raise ValueError(f"names must have {num} entries like N, got {len(names)}.")
+    unit = control_dt or 1
+    colours = [colour for colour, _, _ in _SERIES]
+
+    def draw(figure):
+        axes = figure.subplots()
+        axes.grid(False)
+        handles = {}
+        for m in np.unique(mechanism):
+            # Beyond the fifth mechanism colours come again, paler.
+            colour, alpha = colours[m % len(colours)], 0.85 / (1 + m // len(colours))
+            for i in range(num):
+                cells = [(k * unit, unit) for k in np.flatnonzero(mechanism[:, i] == m)]
+                bar = axes.broken_barh(
+                    cells, (i + 0.1, 0.8), color=colour, alpha=alpha, linewidth=0
+                )
+                if cells:
+                    handles.setdefault(f"mechanism {m}", bar)
+        for k, i in np.argwhere(context != np.arange(num)):
+            at = ((k + 0.5) * unit, i + 0.5)
+            axes.text(*at, context[k, i], color=PAPER, ha="center", va="center")
+        label = "imagined step k" if control_dt is None else "seconds"
+        axes.set(xlim=(0, steps * unit), ylim=(num, 0), xlabel=label)
+        axes.set_yticks(np.arange(num) + 0.5, [_plain(name) for name in names])
+        figure.legend(
+            list(handles.values()), list(handles), loc="outside upper left", ncols=4
+        )
+
+    return _render(draw, _WIDTH, 0.36 * num + 1.3, format)
 
 
 def rate_distortion(

@@ -47,6 +47,11 @@ _SECTIONS = {
         "Noise",
         "the environment is deterministic, or no stochastic check was asked for",
     ),
+    "structure": (
+        "World model: who acts on whom",
+        "Structure",
+        "the world model says nothing of who acts on whom",
+    ),
     "environment": (
         "Environment",
         "Environment",
@@ -83,6 +88,7 @@ def report(run: Run, *, max_media: int = 8_000_000) -> str:
         "beside": sections.beside(run),
         "on_policy": sections.on_policy(run),
         "noise": sections.noise(run),
+        "structure": sections.structure(run),
         "environment": sections.environment(run),
         "ran": sections.ran(run),
         "reproduce": sections.reproduce(run),

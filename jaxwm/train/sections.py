@@ -33,6 +33,9 @@ class Run(NamedTuple):
     control_dt: float | None = None  # seconds per environment step
     on_policy: Mapping[str, Any] | None = None  # mean [A], std [A]
     noise: Mapping[str, Mapping[str, Any]] = {}  # name -> fields of NoiseFidelity
+    # name -> what a model says of one imagined trajectory: graph [H, N, M], or
+    # mechanism [H, N] and context [H, N]
+    structure: Mapping[str, Mapping[str, Any]] = {}
     # pictures
     film: bytes | None = None  # GIF, PNG, WebP or MP4
     film_text: str = ""  # what it shows
@@ -282,6 +285,26 @@ def noise(run: Run) -> str | None:
         "distance 0. No single column suffices."
     )
     return page.table(heads, rows, caption, numeric=range(2, 7))
+
+
+def structure(run: Run) -> str | None:
+    """Causal graphs and mechanisms over the steps of one imagined trajectory."""
+    parts = []
+    for name, data in run.structure.items():
+        if "graph" in data:
+            picture = plots.causal_graph(data["graph"], control_dt=run.control_dt)
+            caption = f"{name}: who acts on whom in each imagined step."
+            parts.append(page.figure(picture, f"Causal graphs of {name}", caption))
+        if "mechanism" in data:
+            picture = plots.mechanism_usage(
+                data["mechanism"], data["context"], control_dt=run.control_dt
+            )
+            caption = (
+                f"{name}: the mechanism that moves each object in each imagined step; "
+                "the number is the object it looks at."
+            )
+            parts.append(page.figure(picture, f"Mechanisms of {name}", caption))
+    return "".join(parts) or None
 
 
 def environment(run: Run) -> str | None:
