@@ -88,9 +88,7 @@ ROWS = [
         rssm,
         "rssm",
         rssm.TINY,
-        rssm.Config(
-            length=6, context=1, groups=16, obs_std=0.03, learning_rate=2e-3
-        ),
+        rssm.Config(length=6, context=1, groups=16, obs_std=0.03, learning_rate=2e-3),
         error=0.3,  # numbers pass through drawn codes; measured 0.11
         latent=True,
     ),
