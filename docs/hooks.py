@@ -98,7 +98,9 @@ def measured(name: str) -> list[str]:
         f"({found['date']}, {found['device']}):",
         "",
     ]
-    return lines + [f"- {verdict['text']}" for verdict in found["verdicts"]]
+    seeds = found.get("seeds", range(len(found["verdicts"])))
+    pairs = zip(seeds, found["verdicts"], strict=True)
+    return lines + [f"- seed {n}: {verdict['text']}" for n, verdict in pairs]
 
 
 def tasks() -> str:

@@ -382,6 +382,7 @@ def test_an_experiment_is_judged_recorded_and_listed(
     record = json.loads((tmp_path / "fake.json").read_text())
     assert len(record["metrics"]) == 2
     assert record["command"] == "jaxwm run fake --seeds 2"
+    assert record["seeds"] == [0, 1]
     monkeypatch.setattr(look, "_CLAIMS", tmp_path)
     assert cli.main(["list"]) == 0
     text = capsys.readouterr().out
@@ -391,8 +392,8 @@ def test_an_experiment_is_judged_recorded_and_listed(
 
     harder = fake._replace(claim=catalogue.Below("error", 0.05, of="error/base"))
     monkeypatch.setattr(catalogue, "ENTRIES", (harder,))
-    assert cli.main(["run", "fake", "--seeds", "1"]) == 1
-    assert "seed 0: FAILS" in capsys.readouterr().out
+    assert cli.main(["run", "fake", "--seeds", "1", "--seed", "7"]) == 1
+    assert "seed 7: FAILS" in capsys.readouterr().out
 
 
 def test_what_does_not_learn_in_an_environment_is_not_trained(fake, capsys):

@@ -56,7 +56,9 @@ def measured(name: str) -> list[str]:
     held = sum(verdict["holds"] for verdict in found["verdicts"])
     head = f"claim held on {held} of {len(found['verdicts'])} seeds"
     head += f" ({found['date']}, {found['device']})"
-    return [head, *(verdict["text"] for verdict in found["verdicts"])]
+    seeds = found.get("seeds", range(len(found["verdicts"])))
+    texts = (verdict["text"] for verdict in found["verdicts"])
+    return [head, *(f"seed {n}: {text}" for n, text in zip(seeds, texts, strict=True))]
 
 
 def _describe(entry) -> None:
@@ -65,11 +67,12 @@ def _describe(entry) -> None:
     print(f"family  {entry.family}")
     print(f"source  {entry.source}")
     print(f"module  {entry.module}")
-    head, *seeds = measured(entry.name) or ["nothing was measured yet"]
+    head, *verdicts = measured(entry.name) or ["nothing was measured yet"]
     print(head)
-    for seed, text in enumerate(seeds):
-        print(f"seed {seed}")
-        for part in text.split("; "):
+    for text in verdicts:
+        seed, parts = text.split(": ", 1)
+        print(seed)
+        for part in parts.split("; "):
             print(f"  {part}")
 
 

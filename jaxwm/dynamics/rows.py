@@ -120,7 +120,7 @@ def encode(
     )
 
 
-def encode_target(statistics: Statistics, data: Transitions) -> Float[Array, "N O+1"]:
+def encode_target(statistics: Statistics, data: Transitions) -> Float[Array, "N P"]:
     """What a network shall predict: change of obs and reward, normalised."""
     return stats.normalise(statistics.target, _target(data))
 
@@ -133,5 +133,5 @@ def decode_target(
     return obs + y[..., :-1], y[..., -1]
 
 
-def _target(data: Transition | Transitions) -> Float[Array, "N O+1"]:
+def _target(data: Transition | Transitions) -> Float[Array, "N P"]:
     return jnp.concatenate([data.next_obs - data.obs, data.reward[:, None]], -1)

@@ -36,6 +36,7 @@ def line(reward):
     return from_step(SPEC, step, init=nothing, loss=nothing, fit=nothing)
 
 
+@pytest.mark.slow
 def test_a_policy_finds_the_middle_of_the_line(key):
     model = line(lambda x: -(x**2))
     config = behaviour.Config(horizon=8, hidden=(16,), learning_rate=3e-3)

@@ -63,6 +63,7 @@ def cart(time_limit):
     return tasks.assemble(spec, start, advance, lambda x, params: x)
 
 
+@pytest.mark.slow
 def test_actions_follow_the_observation_in_episodes_of_one_step():
     probe = probes.obs_action_reward(terminal=True)
     agent, state, metrics = trained(probe.env, 150)
@@ -92,6 +93,7 @@ def test_a_cart_is_brought_to_rest_from_anywhere_beyond_the_window():
     assert np.abs(found).max() < 0.2
 
 
+@pytest.mark.slow
 def test_values_go_on_behind_a_time_limit():
     probe = probes.constant_reward(terminal=False)
     _, state, _ = trained(probe.env, 80)

@@ -8,6 +8,7 @@ import pytest
 from jaxwm.data.gratings import NUM_CLASSES, gratings
 
 
+@pytest.mark.slow
 def test_classes_are_balanced_and_have_no_mean(key):
     images, labels = gratings(key, 8000, noise=0.0)
     assert images.shape == (8000, 16, 16, 1)
@@ -18,6 +19,7 @@ def test_classes_are_balanced_and_have_no_mean(key):
         assert jnp.max(jnp.abs(mean)) < 0.07
 
 
+@pytest.mark.slow
 def test_orientation_and_frequency_are_those_of_the_class(key):
     """The strongest Fourier component lies where the class says."""
     images, labels = gratings(key, 400, size=32, noise=0.0)

@@ -18,6 +18,7 @@ def test_shapes_and_labels(key):
     assert tasks.y_test.shape == (3, 10)
 
 
+@pytest.mark.slow
 def test_tasks_are_the_same_problem_in_another_order(key):
     """Class means of two tasks have the same entries, in different places."""
     tasks = permuted_clusters(
@@ -36,6 +37,7 @@ def test_tasks_are_the_same_problem_in_another_order(key):
     assert jnp.max(jnp.abs(means[0] - means[1])) > 0.5
 
 
+@pytest.mark.slow
 def test_spread_around_the_centres_is_one(key):
     tasks = permuted_clusters(key, 1, 5000, separation=0.0)
     np.testing.assert_allclose(jnp.std(tasks.x), 1, rtol=0.01)

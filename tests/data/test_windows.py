@@ -17,6 +17,7 @@ def rows():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [1, 3, 30])
 def test_windows_lie_in_one_episode_and_pad_as_the_replay_does(key, window):
     source = data.windows(window)

@@ -128,6 +128,7 @@ def test_the_picture_is_smooth_in_the_state(paint):
         check_grads(some_pixels, (jnp.array([0.31, -0.22]),), 1, ("rev",))
 
 
+@pytest.mark.slow
 def test_in_images_the_look_stays_and_the_world_moves_on(key):
     env = dr_reach.in_images(dr_reach.TRAINING)
     start = env.reset(key)

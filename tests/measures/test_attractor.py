@@ -13,6 +13,7 @@ def uniform(seed, num, size, **options):
     return jax.random.uniform(jax.random.key(seed), (num, size), **options)
 
 
+@pytest.mark.slow
 def test_the_divergence_of_an_orbit_from_itself_is_zero_and_otherwise_positive():
     x, y = uniform(0, 5000, 2), uniform(1, 5000, 2)
     measure = lambda x, y: attractor.state_space_divergence(x, y, bins=5)
@@ -29,6 +30,7 @@ def test_the_divergence_is_the_logarithm_of_how_much_smaller_the_support_is():
     np.testing.assert_allclose(found, np.log(2), atol=0.04)
 
 
+@pytest.mark.slow
 def test_an_orbit_outside_the_box_or_not_finite_is_far_away_and_finite():
     x = uniform(0, 20_000, 3)
     for y in (x + 10.0, jnp.full_like(x, jnp.nan), jnp.full_like(x, jnp.inf)):
@@ -42,6 +44,7 @@ def test_too_many_dimensions_are_refused():
         attractor.state_space_divergence(jnp.ones((4, 2)), jnp.ones((4, 3)))
 
 
+@pytest.mark.slow
 def test_spectra_of_the_same_tone_agree_and_of_far_tones_do_not():
     t = jnp.arange(4000.0)
     tone = lambda period, phase: jnp.sin(2 * jnp.pi * t / period + phase)[:, None]

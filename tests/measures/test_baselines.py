@@ -130,6 +130,7 @@ def test_blocks_are_coded_by_what_came_before(key):
     np.testing.assert_allclose(found.bits, sum(wanted), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_can_be_learnt_is_shorter_than_naive(key):
     data_key, fit_key = jax.random.split(key)
     labels = jax.random.categorical(

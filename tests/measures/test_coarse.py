@@ -139,6 +139,7 @@ def test_a_module_of_flax_nnx_is_a_tree_like_any_other():
     assert got.ranks.shape == (1,)
 
 
+@pytest.mark.slow
 def test_jit_and_vmap_change_nothing(key):
     stack = jax.random.normal(key, (3, 10, 8))
 

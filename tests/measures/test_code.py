@@ -78,6 +78,7 @@ def test_without_a_template_containers_are_dicts_lists_and_tuples():
     assert got["other"][-3] == {"flag": True, "text": "a"}
 
 
+@pytest.mark.slow
 def test_low_rank_is_what_coarse_grain_makes_of_it(key):
     one, two = jax.random.split(key)
     w = jax.random.normal(one, (30, 3)) @ jax.random.normal(two, (3, 24))

@@ -14,6 +14,7 @@ def split(features, labels):
     return features[:200], labels[:200], features[200:], labels[200:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", PROBES)
 def test_separated_clusters_are_told_apart_and_noise_is_not(key, probe):
     label_key, x_key = jax.random.split(key)
@@ -24,6 +25,7 @@ def test_separated_clusters_are_told_apart_and_noise_is_not(key, probe):
     assert abs(probe(*split(noise, labels), 3) - 1 / 3) < 0.12
 
 
+@pytest.mark.slow
 def test_a_ring_is_seen_by_neighbours_and_not_by_a_line(key):
     angle_key, label_key = jax.random.split(key)
     angle = jax.random.uniform(angle_key, (600,), maxval=2 * jnp.pi)
@@ -34,6 +36,7 @@ def test_a_ring_is_seen_by_neighbours_and_not_by_a_line(key):
     assert probes.linear_probe(*split(ring, labels), 2) < 0.65
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", PROBES)
 def test_scale_and_offset_of_a_feature_do_not_matter(key, probe):
     labels = jnp.arange(600) % 2

@@ -38,6 +38,7 @@ def hidden(layers, x, activation):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "tanh"])
 def test_preactivations_of_every_sample_lie_in_their_intervals(activation):
     layers = network(4, 8, 8, 2)
@@ -57,6 +58,7 @@ def test_preactivations_of_every_sample_lie_in_their_intervals(activation):
     np.testing.assert_allclose(first.max(0), bounds[0].high, rtol=0.01, atol=0.01)
 
 
+@pytest.mark.slow
 def test_optimised_slopes_narrow_the_intervals_and_stay_sound():
     layers = network(4, 16, 16, 2)
     box = (-0.5 * jnp.ones(4), 0.5 * jnp.ones(4))

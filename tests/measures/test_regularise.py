@@ -66,6 +66,7 @@ def chain_of(steps, *args, **options):
     return found
 
 
+@pytest.mark.slow
 def test_the_transformation_adds_the_gradient_of_the_penalty():
     grad = jax.grad(measures.spectral_entropy_penalty)(PARAMS)
     updates = chain_of(5, 0.2, every=3)
@@ -105,6 +106,7 @@ def test_it_equals_the_penalty_in_the_loss():
     np.testing.assert_allclose(a["W"], b["W"], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hold", [False, True])
 def test_seeds_side_by_side_decompose_only_when_due(hold):
     """A batched branch would run the decomposition at every step."""

@@ -15,6 +15,7 @@ def noisy(key, num, size, noise=0.5):
     return x, y + noise * jax.random.normal(noise_key, (num,))
 
 
+@pytest.mark.slow
 def test_a_linear_target_is_found_whatever_its_offset(key):
     x, y = noisy(key, 200, 5, noise=0.0)
     model, error = ridge.fit_ridge(x, y, (1e-6,))
@@ -22,6 +23,7 @@ def test_a_linear_target_is_found_whatever_its_offset(key):
     assert error < 1e-3
 
 
+@pytest.mark.slow
 def test_primal_and_dual_give_the_same_predictions(key):
     """More constant features than examples switch the form, not the model."""
     x, y = noisy(key, 20, 6)
@@ -39,6 +41,7 @@ def test_pure_noise_asks_for_the_strongest_ridge_and_a_clean_line_for_the_weakes
     assert ridge.fit_ridge(x, noise, (1e3, 1e-5))[0].strength == 1e3
 
 
+@pytest.mark.slow
 def test_descent_follows_its_own_steps_and_ends_like_a_weak_ridge(key):
     x, y = noisy(key, 60, 4)
     path = ridge.descent_path(x, y, 9)

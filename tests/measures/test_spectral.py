@@ -93,6 +93,7 @@ SPECTRA = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma", SPECTRA.values(), ids=SPECTRA)
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_are_those_of_finite_differences(sigma, method, x64):

@@ -86,6 +86,7 @@ def test_fourier_features_tell_neighbouring_levels_apart_smoothly(key):
     assert gap.max() < 1.0
 
 
+@pytest.mark.slow
 def test_a_wide_trajectory_widens_the_embedding(key):
     network = nn.ResidualDenoiser(8, 1, min_embed=4)
     params = network.init(key, jnp.zeros((5, 3)), jnp.zeros((5, 2)), jnp.zeros(()))

@@ -36,6 +36,7 @@ def test_the_mlp_is_its_formula(activation, function, key):
     np.testing.assert_allclose(found, h @ p["logits"]["kernel"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_first_weights_have_unit_gain(key):
     params = nn.GrokMLP(97, 97, 128, (256,)).init(key, X)["params"]
     for W in (
@@ -57,6 +58,7 @@ def test_the_transformer_sees_every_token(key):
         assert np.all(moved != logits)
 
 
+@pytest.mark.slow
 def test_post_norm_blocks_leave_unit_rows(key):
     network = nn.GrokTransformer(9, 8, 8, 2, 1, 16)
     params = network.init(key, TOKENS)["params"]

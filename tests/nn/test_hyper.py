@@ -40,6 +40,7 @@ def test_weights_answer_linearly_and_each_output_has_its_own_gate(key):
     np.testing.assert_array_equal(moved[1:], 0)
 
 
+@pytest.mark.slow
 def test_a_batch_gives_every_example_its_own_hyperparameters(key):
     layer = hyper.ResponseDense(2)
     x = jax.random.normal(jax.random.key(1), (5, 3))

@@ -84,6 +84,7 @@ def test_heads_that_do_not_divide_the_embedding_are_refused(key):
         nn.Transformer(1, num_heads=3).init(key, jnp.zeros((2, 8)))
 
 
+@pytest.mark.slow
 def test_without_a_level_it_is_a_next_step_regressor(key):
     network = nn.TransformerDenoiser(16, 1, 2, max_length=9)
     params = network.init(key, jnp.zeros((4, 3)), jnp.zeros((4, 1)))

@@ -36,6 +36,7 @@ def test_the_cartpole_is_the_textbooks(x64):
     assert x_acc == pytest.approx(temp - moment * expected * cosine / total, rel=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", SYSTEMS)
 def test_energy_is_kept_where_nothing_brakes(make, x64):
     system = make()
@@ -57,6 +58,7 @@ def test_energy_is_kept_where_nothing_brakes(make, x64):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", SYSTEMS)
 def test_mass_matrices_are_symmetric_and_positive(make, x64):
     system = make()

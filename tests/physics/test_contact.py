@@ -29,6 +29,7 @@ def slide(model, *, dt, speed=2.0, push=0.0, steps=400, params=None):
     return final
 
 
+@pytest.mark.slow
 def test_an_elastic_bounce_turns_the_derivative_around(x64):
     exact = jax.value_and_grad(lambda h: fall(contact.time_of_impact(), h))(0.7003)
     np.testing.assert_allclose(exact, (1.5 - 0.7003, -1.0), rtol=1e-10)

@@ -40,6 +40,7 @@ def smoothed_slope(theta):
     return np.trapezoid(values * w / SIGMA**2 * density, w)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "cost"),
     [
@@ -186,6 +187,7 @@ def test_the_report_sees_the_wrong_gradient_of_the_naive_impulse(key, x64):
     assert report.relative_error.min() > 1.5  # +1 instead of -1
 
 
+@pytest.mark.slow
 def test_adjoints_and_contact_are_counted_step_by_step():
     dyn = rigid(
         bodies.point_mass(gravity=0.0), contact.compliant(stiffness=1e3), dt=0.01

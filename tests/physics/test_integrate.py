@@ -69,6 +69,7 @@ def test_energy_over_fifty_periods(name, low, high, x64):
     assert low <= last.min() and last.max() <= high
 
 
+@pytest.mark.slow
 def test_implicit_steps_have_the_derivative_of_their_equation(x64):
     def after(k, iterations):
         step = integrate.implicit_euler

@@ -36,6 +36,7 @@ def state_of(model, rng):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_constants_follow_masses_as_in_mujocos_compiler(rng, name):
     model = asset(name)
@@ -65,6 +66,7 @@ def test_the_compiled_masses_give_the_compiled_constants():
         )
 
 
+@pytest.mark.slow
 def test_the_state_alone_is_markov(rng, cartpole):
     # Filling blank data at every step gives, bit for bit, what carrying them gives.
     simulator, model = cartpole
@@ -91,6 +93,7 @@ def test_the_state_alone_is_markov(rng, cartpole):
     )
 
 
+@pytest.mark.slow
 def test_substeps_are_steps(rng, cartpole):
     simulator, model = cartpole
     state, ctrl = state_of(model, rng), jnp.array([0.4])
@@ -105,6 +108,7 @@ def test_substeps_are_steps(rng, cartpole):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_body_positions_are_those_of_the_pose(rng):
     model = asset("walker2d")
     qpos = rng.normal(size=model.nq)

@@ -272,6 +272,7 @@ def test_the_total_derivative_by_a_mass_passes_through_the_inverse_weights(x64):
     assert float(slope) == pytest.approx(float(difference), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_inverse_weights_of_free_and_ball_joints_are_mujocos(x64):
     for world, slots in (
         (["capsule"], dict(height=0.2, condim=3)),
@@ -343,6 +344,7 @@ def test_functions_of_mjx_are_put_back_even_after_an_error():
     assert (solver.solve, math.quat_integrate) == before
 
 
+@pytest.mark.slow
 def test_plain_reverse_mode_names_the_remedy():
     model = model_of(["capsule"], height=0.2, condim=3)
     dyn = mjx_dynamics(model, grad="forward")

@@ -102,6 +102,7 @@ def test_svd_gives_rotations_and_signs_the_last_value(d, key, x64):
     assert (s[:, -1] < 0).any() and (s[:, -1] > 0).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", DIMENSIONS)
 def test_the_rotation_factor_undoes_a_rotation(d, key, x64):
     Q = turn(d)
@@ -110,6 +111,7 @@ def test_the_rotation_factor_undoes_a_rotation(d, key, x64):
     np.testing.assert_allclose(decompose.rotation(Q @ stretch), Q, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", DIMENSIONS)
 def test_the_svd_has_a_finite_gradient_where_singular_values_meet(d):
     for F in (jnp.eye(d), 1.3 * turn(d), jnp.zeros((d, d))):
@@ -117,6 +119,7 @@ def test_the_svd_has_a_finite_gradient_where_singular_values_meet(d):
         assert all(np.isfinite(leaf).all() for leaf in jacobian)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", DIMENSIONS)
 def test_derivatives_of_the_svd_are_exact_elsewhere(d, key, x64):
     F = jnp.diag(jnp.arange(1.0, d + 1)) + 0.1 * jax.random.normal(key, (d, d))
@@ -139,6 +142,7 @@ def every(laws):
     return jax.jit(apply)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", DIMENSIONS)
 def test_stress_is_the_slope_of_energy_and_turns_with_the_body(d, key, x64):
     F, Q = deformation(key, d), turn(d)
@@ -165,6 +169,7 @@ def test_small_strains_follow_hookes_law(key, x64):
         np.testing.assert_allclose(found[name], expected, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", (2, pytest.param(3, marks=pytest.mark.slow)))
 def test_laws_have_exact_gradients_also_at_rest(d, key, x64):
     elastic, plastic = every(ELASTIC), every(PLASTIC)
@@ -248,6 +253,7 @@ def test_mass_momentum_and_spin_survive_both_transfers(d, key, x64):
     np.testing.assert_allclose(spin(m, x, v_new, C_new), before, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", DIMENSIONS)
 def test_an_affine_velocity_field_is_read_back_exactly(d, key, x64):
     field = jax.random.normal(key, (d, d))
@@ -269,6 +275,7 @@ def test_particles_at_both_ends_of_the_box_keep_their_mass():
 # --- motion --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", DIMENSIONS)
 def test_free_fall_is_exact(d, x64):
     speed = jnp.array([0.3, 0.2, -0.1][:d])

@@ -81,6 +81,7 @@ def test_gradients_reach_parameters_and_start(adjoint, x64):
     check_grads(jax.jit(loss), args, 1, ("rev",), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_no_gradient_flows_through_step_sizes(x64):
     """The sum over a solve has the gradient of the same sum over given steps."""
     y0 = jnp.array([2.0, 0.0])
@@ -110,6 +111,7 @@ def test_no_gradient_flows_through_step_sizes(x64):
     assert steps.real.sum() == stats.num_accepted
 
 
+@pytest.mark.slow
 def test_the_error_of_a_step_is_that_of_its_embedded_pair(x64):
     """Every accepted step has E <= 1, and E grows with the fifth power of the step."""
     options = {"rtol": 1e-5, "atol": 1e-5}
@@ -141,6 +143,7 @@ def test_a_field_that_vanishes_costs_nothing_and_has_a_gradient():
     assert np.isfinite(slope)
 
 
+@pytest.mark.slow
 def test_too_few_steps_are_an_error_outside_of_jit_and_nan_inside():
     solve = lambda rate: ode.odeint(
         pendulum, rate, np.float32(START), np.float32(TIMES), max_steps=2

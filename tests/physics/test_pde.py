@@ -49,6 +49,7 @@ def test_two_dimensional_diffusion_adds_the_axes(x64):
     np.testing.assert_allclose(run(system, u, 1), np.exp(-0.5) * u, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_burgers_keeps_its_mean_and_its_time_step_has_the_order_asked_for(x64):
     def solve(steps, order):
         system = pde.pde(

@@ -30,6 +30,7 @@ def test_a_brownian_path_adds_up_and_does_not_depend_on_the_order(key, x64):
     np.testing.assert_array_equal(again.evaluate(0.2, 0.9), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("solver", "calculus", "growth"), [("euler", "ito", 0.0), ("heun", None, 0.125)]
 )
@@ -140,6 +141,7 @@ def test_the_reversible_solver_is_of_second_order_without_noise(x64):
     np.testing.assert_allclose(np.log2(errors[0] / errors[1]), 2, atol=0.2)
 
 
+@pytest.mark.slow
 def test_a_linear_controlled_equation_multiplies_its_increments(x64):
     """dz = z dX: z_1 = exp(X_1 - X_0), however X came there."""
     ts = np.linspace(0.0, 1.0, 6)

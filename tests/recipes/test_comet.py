@@ -37,6 +37,7 @@ def equal(a, b):
     return jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(x, y), a, b))
 
 
+@pytest.mark.slow
 def test_mechanisms_see_no_place_and_no_type():
     _, state, _ = model()
     obs = windows().obs[0, 0].reshape(N, 7)

@@ -26,6 +26,7 @@ def trained(**options):
     return config, task, run(train_key)
 
 
+@pytest.mark.slow
 def test_records_follow_training():
     config, task, history = trained()
     np.testing.assert_array_equal(history.steps, [10, 20, 30, 40, 50, 60])
@@ -40,6 +41,7 @@ def test_records_follow_training():
     assert history.metrics["train/accuracy"][-1] > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -110,6 +112,7 @@ def test_the_first_step_that_never_comes_is_nan():
     assert np.isnan(recipe.first_step(steps, jnp.zeros(3, bool)))
 
 
+@pytest.mark.slow
 def test_the_experiment_measures_both_arms(key):
     found = jax.jit(lambda key: recipe.experiment(key, TINY))(key)
     assert all(value.shape == () for value in found.values())

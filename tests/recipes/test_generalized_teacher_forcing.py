@@ -99,6 +99,7 @@ def test_the_forcing_jumps_up_to_the_bound_and_sinks_slowly():
     assert jumped["forcing"] > 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"adapt_every": 0}, {"latent": 5}, {"affine": True, "latent": 2}]
 )

@@ -32,6 +32,7 @@ def test_targets_are_squares_of_a_direction_of_length_root_d(key):
     assert task.x_test.shape == (16, 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("centred", [True, False])
 def test_the_closed_form_test_loss_agrees_with_sampling(key, centred):
     w_key, move_key, beta_key, x_key = jax.random.split(key, 4)
@@ -70,6 +71,7 @@ def test_the_centred_network_starts_at_zero_and_gradient_descent_lowers_its_loss
     np.testing.assert_array_equal(state.buffers, start.params)
 
 
+@pytest.mark.slow
 def test_the_linearised_network_keeps_its_tangent_kernel(key):
     """Its predictions are those of kernel regression once the data are fitted."""
     from jaxwm.measures import kernels

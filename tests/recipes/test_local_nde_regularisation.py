@@ -27,6 +27,7 @@ def solve(key, train=True, rate=2.0, y0=(2.0, 0.0), **options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["unbiased", "biased"])
 def test_the_states_are_those_of_the_plain_solve(sampling, key):
     expected, _ = ode.odeint(pendulum, 2.0, jnp.array([2.0, 0.0]), TIMES, **LOOSE)
@@ -77,6 +78,7 @@ def test_the_mean_over_random_times_is_the_average_over_a_grid(key):
     assert abs(mean - jnp.mean(dense)) < 3 * error
 
 
+@pytest.mark.slow
 def test_the_biased_sampler_takes_only_the_solvers_own_times(key, monkeypatch):
     _, steps, stats = ode.odeint_steps(
         pendulum, 2.0, jnp.array([2.0, 0.0]), TIMES, **LOOSE

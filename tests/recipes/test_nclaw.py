@@ -52,6 +52,7 @@ def test_the_plain_network_does_not_turn_with_the_body(key):
     assert np.abs(model.predict(params, Q)).max() > 0  # a turn alone makes stress
 
 
+@pytest.mark.slow
 def test_features_vanish_at_rest_and_have_finite_slopes_there():
     for d in (2, 3):
         z = recipe.features(jnp.eye(d))

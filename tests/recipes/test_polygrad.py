@@ -275,6 +275,7 @@ def test_actions_are_a_sample_of_the_policy_at_the_states_imagined(key):
     np.testing.assert_allclose([z.mean(), z.std()], [0.0, 1.0], atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", ["fresh", "score", "none"])
 def test_other_rules_follow_the_policy_as_far_as_they_should(guidance, key):
     config = dataclasses.replace(
@@ -359,6 +360,7 @@ def test_one_compilation_serves_changed_states_and_keys(key):
     assert np.any(first.obs != second.obs)
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_actions(key):
     model, state = start(TINY, key)
 
@@ -418,6 +420,7 @@ def test_the_transformer_is_causal(key):
     assert np.any(moved[2:] != 0)
 
 
+@pytest.mark.slow
 def test_padding_behind_a_termination_does_not_train(key):
     """Its rewards and observations may be anything; its terminal channel stays 1."""
     model, state = start(TINY, key, discount=0.5)
@@ -439,6 +442,7 @@ def test_padding_behind_a_termination_does_not_train(key):
     assert np.all(leave[:, 4] != 0)  # terminations
 
 
+@pytest.mark.slow
 def test_a_constant_reward_stays_finite_on_padding(key):
     """Its deviation is 0: a padded 0 would normalise to a huge number."""
     model = polygrad(TINY, SPEC)
@@ -456,6 +460,7 @@ def test_a_constant_reward_stays_finite_on_padding(key):
     assert metrics["reward_error"] < 10
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_the_data_without_padding(key):
     model = polygrad(TINY, SPEC)
     obs, action, reward, one = rows(jax.random.key(1), 256)
@@ -480,6 +485,7 @@ def test_statistics_are_those_of_the_data_without_padding(key):
     assert seen.count == 200
 
 
+@pytest.mark.slow
 def test_the_average_is_a_copy_at_first_and_waits_between(key):
     config = dataclasses.replace(TINY, ema=0.9, ema_start=3, ema_every=2)
     _, state = start(config, key)
@@ -496,6 +502,7 @@ def test_the_average_is_a_copy_at_first_and_waits_between(key):
     np.testing.assert_allclose(history[3][1], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_tuning_raises_the_rate_when_actions_spread_too_wide(key):
     config = dataclasses.replace(TINY, guidance="score", guidance_rate=0.1)
     model, state = start(config, key)
@@ -512,6 +519,7 @@ def test_tuning_raises_the_rate_when_actions_spread_too_wide(key):
     np.testing.assert_allclose(jnp.exp(after), 0.09, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_innovations_make_the_model_stochastic_and_say_so(key):
     config = dataclasses.replace(TINY, process_noise="innovations", eta=0.0)
     model, state = start(config, key)

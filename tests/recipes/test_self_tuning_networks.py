@@ -111,6 +111,7 @@ def test_the_exact_response_is_stationary():
     np.testing.assert_allclose(jax.grad(loss)(w), 0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_only_weights_move_while_warming_up_and_hyperparameters_after():
     _, init, step = model(warm_up=2)
     state, rows = init(jax.random.key(0)), data()

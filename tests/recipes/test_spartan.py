@@ -49,6 +49,7 @@ def test_every_imagined_step_comes_with_its_graph():
     assert np.all(graph[:, np.arange(NUM), np.arange(NUM)])
 
 
+@pytest.mark.slow
 def test_with_actions_and_rewards_the_graph_names_them_too():
     env = local_particles.local_particles()
     config = Config(object_size=4, embed=8, hidden=8)

@@ -87,13 +87,14 @@ RUN_FIELDS = [field.name for field in dataclasses.fields(settings.RunConfig)]
 @pytest.mark.parametrize("name", RUN_FIELDS)
 def test_every_setting_is_either_free_warned_about_or_refused(name):
     """Fixes the class of each field; a new one must be put into a class here."""
-    free = {"out", "preset", "report", "tensorboard"}
+    free = {"distributed", "out", "preset", "report", "tensorboard"}
     warned = {
         "env_steps", "eval_every", "eval_episodes", "log_every", "save_every", "keep",
-        "platform",
+        "platform", "shard",
     }  # fmt: skip
     refused = {
         "env", "engine", "factors", "seeds", "seed", "num_envs", "replay_steps",
+        "deterministic",
     }  # fmt: skip
     assert name in free | warned | refused
     old, new = {"run": {name: 1}}, {"run": {name: 2}}
