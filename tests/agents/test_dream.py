@@ -103,6 +103,7 @@ def test_actions_stay_inside_the_bounds(trained):
     assert float(jnp.max(jnp.abs(actions))) <= 1.0
 
 
+@pytest.mark.slow
 def test_the_critic_learns_the_discounted_sum_of_a_constant_reward():
     model = exact_model(lambda s, a: jnp.ones(()))
     config = dream.Config(
@@ -116,6 +117,7 @@ def test_the_critic_learns_the_discounted_sum_of_a_constant_reward():
     np.testing.assert_allclose(metrics["imagined/return"], 2.0, atol=0.05)
 
 
+@pytest.mark.slow
 def test_the_trust_region_moves_log_probabilities_by_its_target():
     model = exact_model(lambda s, a: -((a[0] - 0.3) ** 2))
     config = dream.Config(

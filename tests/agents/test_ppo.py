@@ -45,6 +45,7 @@ def test_actions_follow_the_observation(terminal):
         np.testing.assert_allclose(action, probe.action(obs), atol=0.1)
 
 
+@pytest.mark.slow
 def test_values_go_on_behind_a_time_limit_and_discount_what_comes_later():
     probe = probes.delayed_reward(terminal=False)
     _, state, metrics = trained(probe, 60)

@@ -34,6 +34,7 @@ def test_orientation_and_frequency_are_those_of_the_class(key):
     assert np.mean(np.abs(np.sin(angle)) < 0.35) > 0.95
 
 
+@pytest.mark.slow
 def test_noise_has_its_standard_deviation(key):
     clean, _ = gratings(key, 500, noise=0.0)
     noisy, _ = gratings(jax.random.clone(key), 500, noise=0.5)

@@ -8,6 +8,7 @@ import pytest
 from jaxwm.data.permuted_clusters import permuted_clusters
 
 
+@pytest.mark.slow
 def test_shapes_and_labels(key):
     tasks = permuted_clusters(
         key, 3, 40, num_test=10, num_inputs=7, num_classes=4, clusters_per_class=2

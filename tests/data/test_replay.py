@@ -169,6 +169,7 @@ def test_every_window_is_one_episode_as_it_was_written(history, window):
         check_window(one, ends, env[i], index, CAPACITY, row[i], window)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ends", "row", "real", "padding_discount"),
     [

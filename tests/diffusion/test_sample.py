@@ -20,6 +20,7 @@ def draw(key, steps, num=4000, **options):
     return jax.vmap(one)(keys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "steps",
     [
@@ -38,6 +39,7 @@ def test_samples_have_the_moments_of_the_data(steps, key):
     np.testing.assert_allclose(x.std(), gaussian.STD, rtol=0.06)
 
 
+@pytest.mark.slow
 def test_every_sampler_and_number_of_calls_shares_one_compilation(key):
     @jax.jit
     def sample(key, steps):

@@ -21,6 +21,7 @@ def test_the_divergence_of_an_orbit_from_itself_is_zero_and_otherwise_positive()
     assert 0 < measure(x, y) < 0.05
 
 
+@pytest.mark.slow
 def test_the_divergence_is_the_logarithm_of_how_much_smaller_the_support_is():
     """Uniform on [0, 1] against uniform on [0, 2]: half of that is outside."""
     x = uniform(0, 100_000, 1)

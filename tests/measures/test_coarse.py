@@ -112,6 +112,7 @@ def test_stacked_layers_are_matrices_of_their_own(key):
     assert got.bits == pytest.approx(float(bits), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_other_leaves_are_kept_and_counted(matrix):
     plain = grain({"w": matrix}, 1.0, 0.1)
     steps = jnp.arange(5, dtype=jnp.int32)

@@ -278,6 +278,7 @@ def start(scale=1.0):
     return {"w": (scale * w).astype(np.float32), "b": (scale * b).astype(np.float32)}
 
 
+@pytest.mark.slow
 def test_a_loss_is_kept_and_a_finer_epsilon_costs_more():
     sizes = []
     for epsilon in (0.2, 2.0, 20.0):

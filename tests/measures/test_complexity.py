@@ -138,6 +138,7 @@ def test_nan_in_compiled_searches_is_infeasible():
     assert not bool(found.feasible)
 
 
+@pytest.mark.slow
 def test_a_trajectory_equals_one_search_each():
     epsilons = (0.01, 0.2)
     stacked = jax.tree.map(
@@ -153,6 +154,7 @@ def test_a_trajectory_equals_one_search_each():
         np.testing.assert_array_equal(got.ranks[i], apart.ranks)
 
 
+@pytest.mark.slow
 def test_actors_of_brax_are_measured_as_tuples():
     networks = pytest.importorskip("brax.training.agents.ppo.networks")
     made = networks.make_ppo_networks(3, 1, policy_hidden_layer_sizes=(8,))

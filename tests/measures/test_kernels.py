@@ -21,6 +21,7 @@ def test_the_tangent_kernel_of_a_linear_map_is_the_inner_product_plus_one(key):
         np.testing.assert_allclose(found, x1 @ x2.T + 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_tangent_kernel_of_a_network_is_the_gram_of_its_jacobian(key):
     net_key, x_key = jax.random.split(key)
     network = nn.MLP((6, 1), "tanh")
@@ -36,6 +37,7 @@ def test_the_tangent_kernel_of_a_network_is_the_gram_of_its_jacobian(key):
     np.testing.assert_allclose(found, jacobian @ jacobian.T, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_linearising_a_linear_model_changes_nothing_and_a_network_in_second_order(key):
     network = nn.MLP((5, 1), "tanh")
     x = jnp.ones(3)

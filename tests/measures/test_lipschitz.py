@@ -112,6 +112,7 @@ def test_flax_networks_are_read_in_order_and_computed_alike():
     )
 
 
+@pytest.mark.slow
 def test_bounds_order_themselves_and_a_linear_map_meets_them():
     layers = network(4, 8, 8, 3)
     c = jnp.array([1.0, -0.5, 0.2])

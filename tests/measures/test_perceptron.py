@@ -11,6 +11,7 @@ from jaxwm.measures import perceptron
 OVERLAPS = {0.5: 0.293, 1.0: 0.561, 1.2: 0.669, 1.3: 0.726, 1.4: 0.790, 1.45: 0.829}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("alpha", "q"), OVERLAPS.items())
 def test_the_saddle_has_the_known_overlaps(alpha, q):
     found = perceptron.saddle(alpha)

@@ -157,6 +157,7 @@ def tree():
     }
 
 
+@pytest.mark.slow
 def test_the_penalty_is_the_mean_over_matrices():
     params = tree()
     found = [

@@ -20,6 +20,7 @@ def test_features_of_an_image_do_not_depend_on_the_batch(key):
     np.testing.assert_allclose(network.apply(params, images)[1], one, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [7, 8])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_patches_times_weights_are_a_convolution(key, size, stride):

@@ -4,6 +4,7 @@ import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxwm import nn
 
@@ -40,6 +41,7 @@ def test_padding_changes_nothing_and_comes_out_as_zero():
     np.testing.assert_array_equal(padded[2:], 0)
 
 
+@pytest.mark.slow
 def test_a_node_sees_its_neighbours_alone():
     network, params = network_and_params()
     nodes = jax.random.normal(jax.random.key(1), (N, F))

@@ -21,6 +21,7 @@ def test_the_reduced_network_has_its_published_size(key):
     assert params["params"]["embed"].shape == (59, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("activation", "function"),
     [("relu", lambda z: np.maximum(z, 0)), ("square", np.square)],

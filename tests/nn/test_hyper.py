@@ -51,6 +51,7 @@ def test_a_batch_gives_every_example_its_own_hyperparameters(key):
         np.testing.assert_allclose(batch[i], layer.apply(params, x[i], u[i]), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_convolution_of_size_one_is_the_dense_layer_at_every_place(key):
     conv, dense = hyper.ResponseConv(3, (1, 1)), hyper.ResponseDense(3)
     x = jax.random.normal(jax.random.key(1), (4, 5, 2))

@@ -15,6 +15,7 @@ def cell_and_params(clipped=True):
     return cell, cell.init(jax.random.key(3), jnp.zeros(M))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clipped", [True, False])
 def test_the_jacobian_is_that_of_the_linear_piece(clipped):
     cell, params = cell_and_params(clipped)

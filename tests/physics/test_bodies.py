@@ -19,6 +19,7 @@ SYSTEMS = (
 )
 
 
+@pytest.mark.slow
 def test_the_cartpole_is_the_textbooks(x64):
     system = bodies.cartpole()
     p = system.params

@@ -37,6 +37,7 @@ def test_the_path_is_what_stepping_by_hand_gives(actions):
     np.testing.assert_array_equal(path.action, actions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", ["all", "sqrt", 1, 23])
 def test_rematerialisation_changes_neither_value_nor_gradient(actions, checkpoint, x64):
     def of(checkpoint):
@@ -76,6 +77,7 @@ def test_a_policy_acts_on_what_it_observes():
     np.testing.assert_allclose(path.action[:, 0], -2 * before, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_truncation_cuts_the_gradient_and_not_the_value(actions, x64):
     def first(u, **options):
         return swing(1.0, u, **options)[0]

@@ -145,6 +145,7 @@ def test_the_mixture_is_no_noisier_than_the_better_one(key):
         assert spread["alpha_order"] < 1.6 * best
 
 
+@pytest.mark.slow
 def test_a_mixture_with_a_broken_first_order_is_the_zeroth(key):
     estimate = gradients.alpha_order(
         lambda x, key: jnp.sqrt(jnp.abs(x) * 0) + x, num=16, sigma=0.1

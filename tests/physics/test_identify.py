@@ -57,6 +57,7 @@ def test_friction_and_mass_are_found_with_fewer_simulations_than_by_search(key, 
     assert search.cost > 100 * float(found.error)
 
 
+@pytest.mark.slow
 def test_a_block_that_slides_freely_has_no_mass():
     push = ((2.0, 0.0),)
     observed = slide(TRUE, push)

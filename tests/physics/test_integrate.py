@@ -29,6 +29,7 @@ def oscillate(name, dt, length, damping=0.0):
     return jax.jit(lambda: jax.lax.scan(body, start, None, length=length)[1])()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ORDERS)
 def test_halving_the_step_divides_the_error_by_two_to_the_order(name, x64):
     def error(num):

@@ -77,6 +77,7 @@ def agree(function, x):
 # --- rotations and stretches ---------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", (2, 3, 4))
 def test_eigenvalues_are_those_of_lapack(d, key, x64):
     a = jax.random.normal(key, (20, d, d))
@@ -89,6 +90,7 @@ def test_eigenvalues_are_those_of_lapack(d, key, x64):
     np.testing.assert_allclose(again, a, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", DIMENSIONS)
 def test_svd_gives_rotations_and_signs_the_last_value(d, key, x64):
     F = jax.random.normal(key, (30, d, d))  # half of them inverted
@@ -264,6 +266,7 @@ def test_an_affine_velocity_field_is_read_back_exactly(d, key, x64):
     np.testing.assert_allclose(C, jnp.broadcast_to(field, (10, d, d)), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_particles_at_both_ends_of_the_box_keep_their_mass():
     x = jnp.array([[0.0625, 0.0625], [0.9375, 0.9375]])
     mass, _ = mpm.transfer.between(x, 8).to_grid(
@@ -308,6 +311,7 @@ def test_momentum_away_from_walls_changes_by_weight_alone(key, x64):
     assert np.abs(state.F - start.F).max() > 1e-2  # it did more than fall
 
 
+@pytest.mark.slow
 def test_a_rigid_rotation_leaves_the_singular_values(x64):
     body = small_body(2, velocity=(0.0, 0.0), spin=2.0)
     dyn = mpm.mpm(body, elasticity.corotated(), cells=16, dt=5e-4, gravity=(0, 0))
@@ -318,6 +322,7 @@ def test_a_rigid_rotation_leaves_the_singular_values(x64):
     np.testing.assert_allclose(angle, 1.0, atol=0.02)
 
 
+@pytest.mark.slow
 def test_a_small_oscillation_keeps_its_energy_and_sounds_its_note(key, x64):
     side, E, density = 0.4, 1e5, 1e3
     body = mpm.block((0.5, 0.5), (side, side), (16, 16))

@@ -69,6 +69,7 @@ def test_burgers_keeps_its_mean_and_its_time_step_has_the_order_asked_for(x64):
         np.testing.assert_allclose(np.log2(errors[0] / errors[1]), order, atol=0.2)
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_coefficients(x64):
     system = pde.pde("burgers", extent=2 * np.pi, points=16, dt=0.05)
 

@@ -194,6 +194,7 @@ def layer(w, x, z):
     return jnp.tanh(w @ z + x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backward", ["gmres", "neumann"])
 def test_a_fixed_point_and_its_gradient_are_those_of_many_iterations(backward, x64):
     w = 0.4 * jnp.array([[0.5, -1.0], [0.8, 0.3]])

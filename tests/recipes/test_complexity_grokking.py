@@ -86,6 +86,7 @@ def test_measured_records_are_log_spaced_and_hold_the_last():
     assert np.all(np.diff(at) > 0)
 
 
+@pytest.mark.slow
 def test_the_published_setting_takes_its_first_step():
     shapes = jax.eval_shape(
         lambda key: recipe.train_grok(
@@ -122,6 +123,7 @@ def test_the_experiment_measures_both_arms(key):
     assert found["integers/spearman"] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not GOLDEN.is_file(), reason="golden file is not there")
 def test_known_checkpoints_have_known_losses_and_accuracies(key):
     """Weights trained elsewhere, read by our network on our table's pairs."""

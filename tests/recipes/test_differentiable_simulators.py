@@ -29,6 +29,7 @@ def test_the_task_is_as_described(env, key):
     np.testing.assert_allclose(after.reward, -expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_cart_that_runs_away_still_has_a_gradient(env, key):
     start = env.reset(key, None)
     far = start.physics._replace(q=start.physics.q.at[0].set(10.0))

@@ -32,6 +32,7 @@ def cell(w, z):
     return jnp.tanh(w @ z)
 
 
+@pytest.mark.slow
 def test_full_forcing_gives_the_gradient_of_one_step_regression():
     x, w = series()[:30], jax.random.normal(jax.random.key(0), (3, 3))
 

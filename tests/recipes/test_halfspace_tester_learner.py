@@ -112,6 +112,7 @@ def test_the_gradient_is_that_of_the_ramp_loss_across_w():
     np.testing.assert_allclose(g @ w, 0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_learner_finds_the_truth():
     config = Config(num=200_000, size=2, eta=ETA, restarts=2, steps=200, batch=5000)
     learn = jax.jit(lambda key, data: learn_halfspace(key, data, config))

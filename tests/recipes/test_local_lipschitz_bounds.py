@@ -48,6 +48,7 @@ def gradients(layers, eps, activation, num=4000):
     return np.asarray(jax.jit(jax.vmap(jax.grad(function)))(points))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_it_covers_every_gradient_and_beats_its_rivals(activation):
     for seed in range(4):

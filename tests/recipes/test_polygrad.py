@@ -194,6 +194,7 @@ def test_the_loss_equals_the_reference(reference, golden, monkeypatch):
     np.testing.assert_allclose(value, golden["loss/value"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_guided_sampling_equals_the_reference(reference, golden, monkeypatch):
     """Same weights and the same noise give the same trajectories, step by step."""
     model, state = reference
@@ -407,6 +408,7 @@ def test_training_lowers_the_loss(options, key):
     assert state.buffers["updates"] == 200
 
 
+@pytest.mark.slow
 def test_the_transformer_is_causal(key):
     """An action moves only states behind it; the rest of the noise is shared."""
     config = dataclasses.replace(TINY, denoiser="transformer")

@@ -155,6 +155,7 @@ def test_validation_rows_do_not_train_the_weights():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_fitted_response_gives_the_exact_hypergradient():
     """One input, y = x w: the response of w to log λ is known."""
     rows = data(200)

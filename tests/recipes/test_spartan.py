@@ -64,6 +64,7 @@ def test_with_actions_and_rewards_the_graph_names_them_too():
     assert recipe.local_graph(config, out.edges).shape == (6, 7)
 
 
+@pytest.mark.slow
 def test_the_multiplier_follows_the_error_and_dense_attention_has_none():
     _, state, fit = model()
     for target, up in ((1e-3, True), (1e3, False)):

@@ -25,6 +25,7 @@ def test_the_divergence_is_that_of_bernoulli_weights(key):
     assert recipe.kl(fields, prior, 0.7) > 0
 
 
+@pytest.mark.slow
 def test_the_divergences_gradient_is_small_for_a_confident_synapse(key):
     (theta,), (theta0,) = two_fields(key)
     beta = 1.3

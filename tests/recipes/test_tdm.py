@@ -144,6 +144,7 @@ def test_dimensions_that_do_not_exist_change_nothing(tokens):
         model.initial(state, jnp.ones(2))
 
 
+@pytest.mark.slow
 def test_numbers_are_drawn_where_the_temperature_says_so():
     model, state = make("scalar", temperature=1.0)
     obs, _, action, _ = rows(4)
