@@ -73,7 +73,7 @@ def from_step(
     if all(part is None for part in own_memory):
         initial, observe = _forget_everything(spec), _remember_last
         feature, decode = _flatten, decode or _identity
-    elif any(part is None for part in own_memory):
+    if initial is None or observe is None or feature is None:
         names = ("initial", "observe", "feature")
         missing = [n for n, part in zip(names, own_memory, strict=True) if part is None]
         raise ValueError(

@@ -131,7 +131,8 @@ def odeint_steps(
     ys, steps, stats = _solve(
         vf, params, y0, ts, True, solver, rtol, atol, None, "checkpoint", max_steps
     )
-    ends, states = jax.lax.stop_gradient(steps[0]), steps[1]
+    times_taken, states = steps
+    ends = jax.lax.stop_gradient(times_taken)
     real = jnp.arange(max_steps) < stats.num_accepted
     # What lies behind the last step is infinite: made harmless here, before anything is
     # computed from it, else its gradient is NaN.
@@ -188,7 +189,7 @@ def _solve(vf, params, y0, ts, keep, solver, rtol, atol, step_size, adjoint, max
         solution.stats["num_rejected_steps"],
         evaluations(method, solution.stats["num_steps"], first=step_size is None),
     )
-    ys, steps = solution.ys, None
+    ys, steps = solution.ys, ()
     if keep:
         ys, steps = solution.ys[0], (solution.ts[1], solution.ys[1])
     return reached(ys, success, max_steps), steps, stats

@@ -105,6 +105,11 @@ def _exchange(value, seconds: int) -> list:
     from jax._src import distributed
 
     client = distributed.global_state.client
+    if client is None:
+        raise RunError(
+            f"{num} processes work on this run, but jax's service for them is not "
+            "there; start them by `jaxwm launch` or with --distributed."
+        )
     k = next(_ROUNDS)
     client.key_value_set(f"jaxwm/{k}/{jax.process_index():06}", json.dumps(value))
     try:
