@@ -41,6 +41,7 @@ class Config:
     max_grad_norm: float = 100.0
 
     def __post_init__(self):
+        checks.finite(self)
         if self.horizon < 2:
             raise ValueError(
                 f"horizon must be at least 2 steps, got {self.horizon}; returns end "

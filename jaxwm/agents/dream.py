@@ -58,6 +58,7 @@ class Config:
     normalise: bool = True  # features for actor and critic, rewards for the critic
 
     def __post_init__(self):
+        checks.finite(self)
         if self.horizon < 2:
             raise ValueError(
                 f"horizon must be at least 2 steps, got {self.horizon}; advantages "

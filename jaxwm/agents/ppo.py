@@ -22,7 +22,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from jaxwm import rl
-from jaxwm.core import loop, optimise, shard, stats, tree
+from jaxwm.core import checks, loop, optimise, shard, stats, tree
 from jaxwm.nn import Actor, Critic
 from jaxwm.types import (
     BatchEnv,
@@ -57,6 +57,7 @@ class Config:
     scale_rewards: bool = True  # divide them by the spread of discounted returns
 
     def __post_init__(self):
+        checks.finite(self)
         for name in ("steps", "epochs", "minibatches"):
             if getattr(self, name) < 1:
                 raise ValueError(

@@ -112,7 +112,7 @@ def resolve(entry: Entry, run: RunConfig) -> RunConfig:
         eval_every=run.eval_every or max(1, env_steps // 20),
         log_every=run.log_every or max(1, env_steps // 500),
         engine=run.engine or make_env(run.env, None, {}).engine,
-        out=run.out or f"runs/{entry.name}-{run.env}",
+        out=run.out or settings.default_out(entry.name, run.env),
     )
 
 
@@ -123,14 +123,16 @@ class Task(NamedTuple):
     engine: str
 
 
-def make_env(name: str, engine: str | None, factors: Mapping[str, float]) -> Task:
-    """A task by name.
+def make_env(
+    name: str, engine: str | None, factors: Mapping[str, float], *, images: bool = False
+) -> Task:
+    """A task by name, observed as its state or in images.
 
     Raises:
         ConfigError: for an unknown task, engine or factor, with the closest name.
     """
     try:
-        env = envs.make(name, engine, **factors)  # type: ignore
+        env = envs.make(name, engine, images=images, **factors)  # type: ignore
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if engine is None:
@@ -173,7 +175,7 @@ def assemble(entry: Entry, run: RunConfig, parts: Parts) -> Assembly:
     Raises:
         ConfigError: where parts do not fit each other, in the words of the part.
     """
-    env = make_env(run.env, run.engine, parts.env).env
+    env = make_env(run.env, run.engine, parts.env, images=run.images).env
     try:
         batch = envs.batch(env, run.num_envs, factors=run.factors)
         steps = run.num_envs * parts.loop.steps

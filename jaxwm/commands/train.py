@@ -9,14 +9,17 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from jaxwm.commands import surroundings
+from jaxwm.train import lock
 from jaxwm.train.errors import ConfigError
-from jaxwm.train.settings import RunConfig
+from jaxwm.train.settings import RunConfig, default_out
 
 
 def train(arguments: list[str]) -> int:
     """Trains a system in an environment, or goes on where the same command stopped."""
     name, rest = _split(arguments)
     first = _peek(rest)
+    if not first.distributed:
+        lock.refuse_if_held(first.out or default_out(name, first.env))
     device = _surround(vars(first), first.seeds)
     from jaxwm.commands import assemble
     from jaxwm.train import run as runs
@@ -57,6 +60,8 @@ def resume(arguments: list[str]) -> int:
 
     path = pathlib.Path(options.run)
     document = runs.read(path)
+    if not options.distributed:
+        lock.refuse_if_held(path)
     changed = {
         name: value
         for name in ("env_steps", "platform")
@@ -149,6 +154,7 @@ def _peek(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--preset", default=RunConfig.preset)
     parser.add_argument("--env", default=RunConfig.env)
     parser.add_argument("--engine")
+    parser.add_argument("--out", default="")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--shard")
     parser.add_argument("--distributed", action="store_true")

@@ -4,7 +4,9 @@ Flat names become nested dicts: "encoder/layer0/kernel" or, where no name holds 
 "encoder.layer0.kernel". A name that is also the beginning of another is refused.
 """
 
+import math
 import pathlib
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,9 @@ from jaxwm.train.errors import ConfigError, RunError
 
 # Of a run's state, what its world model has learnt.
 RUN_PART = "learner/agent/model/params"
+# A file may unpack to this much, or to so many times its size.
+_UNPACKED_BYTES, _UNPACKED_TIMES = 1 << 28, 50
+_MAX_DEPTH = 64
 
 
 def read(
@@ -52,7 +57,11 @@ def read(
             f"{path} ends in {path.suffix or 'nothing'}; weights are read from .npz, "
             ".safetensors and the directories of runs and checkpoints."
         )
-    tree = nest(readers[path.suffix](path))
+    flat = readers[path.suffix](path)
+    try:
+        tree = nest(flat)
+    except RunError as error:
+        raise RunError(f"{path}: {error}") from error
     return _select(tree, part, path), f"{path}{f', {part}' if part else ''}"
 
 
@@ -67,6 +76,8 @@ def nest(flat: dict[str, Any], separator: str | None = None) -> dict:
     tree: dict = {}
     for name, array in flat.items():
         *folders, last = name.split(separator)
+        if len(folders) > _MAX_DEPTH:
+            raise RunError(f"{name[:60]}... is nested more than {_MAX_DEPTH} deep.")
         node = tree
         for folder in folders:
             node = node.setdefault(folder, {})
@@ -80,12 +91,41 @@ def nest(flat: dict[str, Any], separator: str | None = None) -> dict:
 
 def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
+        with zipfile.ZipFile(path) as packed:
+            size = sum(part.file_size for part in packed.infolist())
+            _check_unpacked(size, path)
+            for part in packed.infolist():
+                _check_head(packed, part)
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except Exception as error:  # zipfile, zlib and numpy each have their own
         raise RunError(f"{path} cannot be read as .npz: {error}.") from error
     # Text (notes beside the weights) is no weight.
     return {k: v for k, v in arrays.items() if v.dtype.kind in "biufc"}
+
+
+def _check_unpacked(size: int, path: pathlib.Path) -> None:
+    stored = sum(p.stat().st_size for p in (path, *path.rglob("*")) if p.is_file())
+    if size > max(_UNPACKED_BYTES, _UNPACKED_TIMES * stored):
+        raise RunError(
+            f"{path} has {stored / 2**20:.1f} MiB and unpacks to {size / 2**20:.0f}, "
+            f"which is more than {_UNPACKED_TIMES} times as much."
+        )
+
+
+def _check_head(packed: zipfile.ZipFile, part: zipfile.ZipInfo) -> None:
+    """Raises where an array claims more than its part of the archive holds."""
+    with packed.open(part) as stream:
+        version = np.lib.format.read_magic(stream)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        if version not in read:  # 3.0 is for names of fields, which weights have none
+            raise ValueError(f"{part.filename} has version {version}")
+        shape, _, dtype = read[version](stream)
+    if math.prod(shape) * dtype.itemsize > part.file_size:
+        raise ValueError(f"{part.filename} claims shape {shape}, more than it holds")
 
 
 def _safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -139,10 +179,15 @@ def _checkpoint(path, part, step, seed):
         raise ConfigError(
             f'{path} has no part "{below}"; name one by --part: {", ".join(tops)}.'
         )
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in shapes.values())
+    _check_unpacked(size, path)
     taken, tree, _ = checkpoint.restore(path, nest(shapes, "/"), step=step, below=below)
     where = f"{path}, step {taken}{f', {below}' if below else ''}"
     if is_run:
-        seeds = run.read(path)["seeds"]
+        seeds = run.read(path).get("seeds")
+        sizes = {x.shape[:1] for x in jax.tree.leaves(tree)}
+        if not isinstance(seeds, list) or sizes != {(len(seeds),)}:
+            raise ConfigError(f"{path / run.NAME} does not name the seeds of the run.")
         seed = seeds[0] if seed is None else seed
         if seed not in seeds:
             raise ConfigError(f"the run has seeds {seeds}, not {seed}.")

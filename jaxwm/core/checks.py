@@ -1,7 +1,10 @@
-"""Questions asked of a world model while tracing, so that a mismatch says who and what.
+"""Questions asked of settings and world models, so that a mismatch says who and what.
 
-Source of the list: `ModelSpec.abilities`.
+Source of the list of abilities: `ModelSpec.abilities`.
 """
+
+import dataclasses
+import math
 
 from jaxwm.types import WorldModel
 
@@ -16,6 +19,24 @@ ABILITIES = {
     "log_prob": 'returns log-densities of its draws in raw units, info["log_prob"]',
     "stochastic": "draws from a distribution over futures, also for given actions",
 }
+
+
+def finite(config: object) -> None:
+    """Raises where a number among a config's fields is NaN or infinite.
+
+    NaN fails no comparison like `x <= 0`, and would be found a training run later.
+
+    Args:
+        config: a dataclass; numbers in tuples count as well.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{field.name} must be finite, got {value}.")
 
 
 def require(model: WorldModel, *abilities: str, who: str) -> None:

@@ -33,7 +33,18 @@ def concatenate(episodes: Iterable[Transition]) -> Transition:
 
 
 def split_episodes(rows: Transition) -> Iterator[Transition]:
-    """The episodes of a dataset one by one, as views `[T, ...]`."""
+    """The episodes of a dataset one by one, as views `[T, ...]`.
+
+    Raises:
+        ValueError: naming a field that has not as many rows as `discount`.
+    """
+    num = np.shape(rows.discount)[:1]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(rows):
+        if not num or np.shape(leaf)[:1] != num:
+            raise ValueError(
+                f"{field_name(path)} must have as many rows as discount, {list(num)}, "
+                f"got shape {list(np.shape(leaf))}."
+            )
     ended = (np.asarray(rows.discount) == 0) | np.asarray(rows.truncated)
     stops = np.flatnonzero(ended) + 1
     if not stops.size or stops[-1] != ended.size:
@@ -115,6 +126,11 @@ def checked_episode(episode: Transition, name: int | str) -> Transition:
     if num == 0:
         raise ValueError(f"episode {name} must have at least one row, has none.")
     for path, leaf in jax.tree_util.tree_leaves_with_path(episode):
+        if leaf.dtype.kind not in "biufV":  # V: bfloat16
+            raise ValueError(
+                f"episode {name}: {field_name(path)} must hold numbers, got "
+                f"{leaf.dtype}."
+            )
         if leaf.ndim == 0 or leaf.shape[0] != num:
             raise ValueError(
                 f"episode {name}: {field_name(path)} must have as many rows as "

@@ -1,13 +1,16 @@
 """One episode as a group of an HDF5 file, read with suspicion.
 
 Everything that a file says about itself is checked before it is believed: links may
-not lead out of the file, sizes are compared before memory is taken, and every error
-names file and episode. `where` is that name. Shapes: T rows.
+not lead out of the file, sizes are compared before memory is taken (compressed data
+must not unpack to very much more than they are), and every error names file and
+episode. `where` is that name. Shapes: T rows.
 """
 
 import contextlib
 import io
+import math
 import pathlib
+import warnings
 from typing import Any
 
 import jax
@@ -17,6 +20,9 @@ from jaxwm.data import dataset, spaces
 from jaxwm.types import PyTree, Transition
 
 FIELDS = ("rewards", "terminations", "truncations")
+# Compressed data may unpack to this much, or to so many times their size.
+_UNPACKED_BYTES, _UNPACKED_TIMES = 1 << 28, 50
+_MOST_BYTES = 1 << 32  # where the caller sets no limit
 
 
 def h5py() -> Any:
@@ -50,7 +56,15 @@ def reading(where: str):
     """Turns whatever HDF5 raises inside into a ValueError that names the place."""
     try:
         yield
-    except (OSError, KeyError, RuntimeError, TypeError, UnicodeDecodeError) as error:
+    except (
+        OSError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        AttributeError,
+        MemoryError,
+        UnicodeDecodeError,
+    ) as error:
         raise ValueError(
             f"{where} cannot be read ({error}); it is damaged or incomplete, restore "
             "it from a copy."
@@ -97,7 +111,7 @@ def read_episode(
     max_bytes: int,
 ) -> Transition:
     """One episode `[T, ...]`, floats as float32 and integers as int32."""
-    _check_size(_group_bytes(group), max_bytes, where)
+    _check_size(_datasets(group, where), max_bytes, where)
     num = num_rows(group, where)
     member = lambda name: child(group, name, where)
     obs = _tree(member("observations"), obs_space, jpeg, f"{where}: observations")
@@ -126,7 +140,9 @@ def read_episode(
 def outcomes(group, where: str) -> tuple[Any, Any, Any]:
     """Rewards (float32), terminations and truncations (bool) of an episode."""
     nodes = [child(group, name, where) for name in FIELDS]
-    _check_size(sum(getattr(node, "nbytes", 0) for node in nodes), 2**32, where)
+    for name, node in zip(FIELDS, nodes, strict=True):
+        _check_dataset(node, f"{where}: {name}")
+    _check_size(nodes, _MOST_BYTES, where)
     reward, terminal, truncated = (
         _array(node, None, False, f"{where}: {name}")
         for node, name in zip(nodes, FIELDS, strict=True)
@@ -165,30 +181,49 @@ def episode_arrays(episode: Transition, name: int | str) -> dict[str, np.ndarray
     return {dataset.field_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def all_arrays(group) -> dict[str, np.ndarray]:
+def all_arrays(group, where: str) -> dict[str, np.ndarray]:
     """Everything in a group by name, as it is stored; links are not followed."""
-    arrays = {}
+    nodes = _datasets(group, where)
+    _check_size(nodes, _MOST_BYTES, where)
+    start = len(group.name) + 1
+    return {node.name[start:]: node[()] for node in nodes}
+
+
+def _datasets(group, where) -> list[Any]:
+    """The arrays of a group that lie in this file; links are not followed."""
+    found = []
 
     def visit(name, node):
         if isinstance(node, h5py().Dataset):
-            arrays[name] = node[()]
+            _check_dataset(node, f"{where}: {name}")
+            found.append(node)
 
     group.visititems(visit)
-    return arrays
+    return found
 
 
-def _group_bytes(group) -> int:
-    """What the arrays of a group would take in memory."""
-    sizes = []
-    group.visititems(lambda _, node: sizes.append(getattr(node, "nbytes", 0)))
-    return sum(sizes)
+def _check_dataset(node, where):
+    """Raises where it is no array, or one whose numbers lie in other files."""
+    if not isinstance(node, h5py().Dataset):
+        raise ValueError(f"{where} must be an array, got {type(node).__name__}.")
+    if node.is_virtual or node.external:
+        raise ValueError(f"{where} lies in another file, which is not followed.")
 
 
-def _check_size(size, max_bytes, where):
+def _check_size(nodes, max_bytes, where):
+    """Raises where arrays would take too much memory, or unpack to far too much."""
+    size = sum(node.nbytes for node in nodes)
     if size > max_bytes:
         raise ValueError(
             f"{where} holds {size / 2**30:.2f} GiB, max_bytes allows "
             f"{max_bytes / 2**30:.2f}; raise it if the file is to be trusted."
+        )
+    packed = sum(node.id.get_storage_size() for node in nodes)
+    if size > max(_UNPACKED_BYTES, _UNPACKED_TIMES * packed):
+        raise ValueError(
+            f"{where} unpacks from {packed / 2**20:.1f} to {size / 2**20:.0f} MiB, "
+            f"which is more than {_UNPACKED_TIMES} times as much; store it without "
+            "compression if it is to be trusted."
         )
 
 
@@ -250,17 +285,18 @@ def _tree(node, space, jpeg, where) -> PyTree:
 
 def _array(node, space, jpeg, where) -> np.ndarray:
     """An array of numbers that lies in this file, as float32, int32, uint8 or bool."""
-    if not isinstance(node, h5py().Dataset):
-        raise ValueError(f"{where} must be an array, got {type(node).__name__}.")
-    if node.is_virtual or node.external:
-        raise ValueError(f"{where} lies in another file, which is not followed.")
+    _check_dataset(node, where)
+    try:
+        shape = None if space is None else spaces.shape_of(space)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     if jpeg and space is not None and spaces.is_image(space):
-        return _images(node, where)
+        return _images(node, shape, where)
     array = node[()]
-    if space is not None and array.shape[1:] != spaces.shape_of(space):
+    if shape is not None and array.shape[1:] != shape:
         raise ValueError(
-            f"{where} must have rows of shape {list(spaces.shape_of(space))} as "
-            f"metadata.json says, got {list(array.shape[1:])}."
+            f"{where} must have rows of shape {list(shape)} as metadata.json says, got "
+            f"{list(array.shape[1:])}."
         )
     if array.dtype == bool or array.dtype == np.uint8:
         return array
@@ -274,12 +310,30 @@ def _array(node, space, jpeg, where) -> np.ndarray:
     raise ValueError(f"{where} must hold numbers, got {array.dtype}.")
 
 
-def _images(node, where) -> np.ndarray:
-    """JPEG images, decoded."""
+def _images(node, shape: tuple[int, ...], where) -> np.ndarray:
+    """JPEG images of one shape, decoded."""
     from PIL import Image
 
+    rows = node[()]
+    packed = sum(len(row) for row in rows)
+    if len(rows) * math.prod(shape) > max(_UNPACKED_BYTES, _UNPACKED_TIMES * packed):
+        raise ValueError(f"{where}: images unpack to far more than is stored.")
+
+    def decoded(row):
+        image = Image.open(io.BytesIO(bytes(row)))  # reads the size, no pixel yet
+        if (image.height, image.width) != shape[:2]:
+            raise ValueError(f"{image.height} x {image.width} instead of {shape}")
+        return np.array(image)
+
     try:
-        frames = [np.array(Image.open(io.BytesIO(bytes(row)))) for row in node[()]]
-        return np.stack(frames)
-    except (ValueError, OSError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return np.stack([decoded(row) for row in rows])
+    except (
+        ValueError,
+        OSError,
+        TypeError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
         raise ValueError(f"{where}: an image cannot be decoded ({error}).") from error

@@ -31,6 +31,8 @@ def metadata_of(folder: pathlib.Path) -> dict[str, Any]:
         for name in ("observation_space", "action_space"):
             space = metadata.get(name)  # a string of JSON, where it is stored at all
             metadata[name] = json.loads(space) if isinstance(space, str) else None
+            if not isinstance(metadata[name], dict | None):
+                raise ValueError(f"{name} is {space}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is missing or damaged ({type(error).__name__}: {error}); restore "
@@ -50,9 +52,13 @@ def check_totals(file, metadata, folder) -> None:
     path = folder / DATA
     with hdf5.reading(str(path)):
         names = {name for name in file if name.startswith("episode_")}
-        missing = [i for i in range(want) if f"episode_{i}" not in names]
-        if missing or len(names) != want:
-            what = f"episode {missing[0]} is missing" if missing else "more than stated"
+        # Not all that were promised are gone through: there may be no end to them.
+        counted = range(min(want, len(names) + 1))
+        missing = next((i for i in counted if f"episode_{i}" not in names), None)
+        if missing is not None or len(names) != want:
+            what = "more than stated"
+            if missing is not None:
+                what = f"episode {missing} is missing"
             raise ValueError(
                 f"{path} has {len(names)} episodes, {META} says {want} ({what}); the "
                 "file is incomplete or belongs to another dataset."

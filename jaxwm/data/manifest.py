@@ -61,7 +61,9 @@ def read(folder: pathlib.Path) -> dict | None:
                 f"schema {content['schema']}, this version reads {_SCHEMA}"
             )
         [(content["files"][f]["sha256"], content["files"][f]["bytes"]) for f in _FILES]
-        [(entry["sha256"], entry["rows"]) for entry in content["episodes"]]
+        rows = [(entry["sha256"], entry["rows"]) for entry in content["episodes"]]
+        if not all(isinstance(num, int) and num >= 0 for _, num in rows):
+            raise ValueError("an episode without a number of rows")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}: {error}); restore it, or "
@@ -116,7 +118,8 @@ def _damaged_episodes(path, episodes) -> list[str]:
                 stop = start + entry["rows"]
                 try:
                     with hdf5.reading(f"episode {i}"):
-                        arrays = hdf5.all_arrays(file[f"episode_{i}"])
+                        group = hdf5.child(file, f"episode_{i}", f"episode {i}")
+                        arrays = hdf5.all_arrays(group, f"episode {i}")
                     same = episode_sum(arrays) == entry["sha256"]
                 except ValueError:
                     same = False

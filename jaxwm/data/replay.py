@@ -239,9 +239,9 @@ def _check_rows(buffer, new, num_envs, capacity):
             f"{got}; make the replay's example from the same collector."
         )
     rings = jax.tree_util.tree_leaves_with_path(buffer)
+    num = new.reward.shape[1] if new.reward.ndim > 1 else 0  # of all leaves
     for (path, ring), rows in zip(rings, jax.tree.leaves(new), strict=True):
         name = jax.tree_util.keystr(path)
-        num = rows.shape[1] if rows.ndim > 1 else 0
         shape = (num_envs, num, *ring.shape[2:])
         if rows.shape != shape or rows.dtype != ring.dtype:
             raise ValueError(

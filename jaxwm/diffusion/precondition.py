@@ -5,6 +5,7 @@
 Shapes: those of one sample `x`, any pytree; scalings are scalars.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -57,10 +58,10 @@ def edm(sigma_data: float = 1.0, offset: float = 0.0) -> Callable[[Level], Scali
     Source: Karras et al., 2022, table 1; the offset as in Alonso et al., "Diffusion for
     World Modeling", 2024.
     """
-    if sigma_data <= 0:
-        raise ValueError(f"sigma_data must be positive, got {sigma_data}.")
-    if offset < 0:
-        raise ValueError(f"offset must be at least 0, got {offset}.")
+    if not 0 < sigma_data < math.inf:
+        raise ValueError(f"sigma_data must be positive and finite, got {sigma_data}.")
+    if not 0 <= offset < math.inf:
+        raise ValueError(f"offset must be finite and at least 0, got {offset}.")
 
     def scalings(level: Level) -> Scalings:
         variance = (level.noise / level.signal) ** 2 + offset**2

@@ -23,7 +23,7 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from jaxwm import diffusion, nn
-from jaxwm.core import optimise, stats
+from jaxwm.core import checks, optimise, stats
 from jaxwm.dynamics import rows
 from jaxwm.dynamics.from_step import Step, from_step
 from jaxwm.types import (
@@ -57,6 +57,7 @@ class Config:
     terminal_floor: float = 0.2  # smallest spread that terminations are divided by
 
     def __post_init__(self):
+        checks.finite(self)
         if not 1 <= self.calls <= self.levels:
             raise ValueError(
                 f"calls must be in 1 ... {self.levels}, the number of levels, got "

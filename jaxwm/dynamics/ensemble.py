@@ -24,7 +24,7 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from jaxwm import nn
-from jaxwm.core import optimise, stats
+from jaxwm.core import checks, optimise, stats
 from jaxwm.dynamics import rows
 from jaxwm.dynamics.from_step import Step, from_step
 from jaxwm.types import (
@@ -55,6 +55,7 @@ class Config:
     ema: float = 0.995  # decay of the weights that imagine; 0: the trained ones
 
     def __post_init__(self):
+        checks.finite(self)
         if not 1 <= self.elites <= self.members:
             raise ValueError(
                 f"elites must be between 1 and members = {self.members}, got "

@@ -21,7 +21,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from jaxwm import nn
-from jaxwm.core import optimise, tree
+from jaxwm.core import checks, optimise, tree
 from jaxwm.dynamics import rows
 from jaxwm.dynamics.from_step import Step, from_step
 from jaxwm.types import (
@@ -50,6 +50,7 @@ class Config:
     ema: float = 0.995  # decay of the weights that imagine; 0: the trained ones
 
     def __post_init__(self):
+        checks.finite(self)
         for name in ("context", "blocks", "heads"):
             value = getattr(self, name)
             if value < 1:

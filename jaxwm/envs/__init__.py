@@ -53,6 +53,7 @@ class Task(NamedTuple):
     # Builders, "module:function" below `jaxwm.envs.tasks`; None where not offered.
     mujoco: str | None = None  # called as `function(engine="mjx" | "c" | "warp")`
     jax: str | None = None  # called as `function()`
+    images: str | None = None  # the same observed in pictures, called as `function()`
 
     @property
     def engines(self) -> tuple[str, ...]:
@@ -78,6 +79,7 @@ TASKS = (
         "dr_reach",
         "bring a point mass to a goal in the plane",
         jax="dr_reach:dr_reach",
+        images="dr_reach:in_images",
     ),
     Task(
         "halfcheetah",
@@ -121,7 +123,12 @@ ALIASES = {"cartpole": "cartpole_swingup"}
 
 
 def make(
-    name: str, engine: str | None = None, *, max_delay: int = 0, **factors: float | int
+    name: str,
+    engine: str | None = None,
+    *,
+    max_delay: int = 0,
+    images: bool = False,
+    **factors: float | int,
 ) -> Env:
     """Builds a task by name.
 
@@ -131,18 +138,26 @@ def make(
             `"mjx"`, `"c"` and `"warp"` are MuJoCo's engines.
         max_delay: if above 0, the task gets the factor `delay` (in control steps) with
             this maximum; by default the delay in `factors`, if there is one.
+        images: whether it is observed in pictures, uint8, instead of as its state.
         **factors: values of factors of variation, e.g. `mass=1.2`; the others keep
             their defaults.
 
     Raises:
-        ValueError: for an unknown task, engine or factor, with the closest names, and
-            for values without physical sense.
+        ValueError: for an unknown task, engine or factor, with the closest names, for
+            values without physical sense, and for images of a task that has none.
     """
     row = _row(name)
     engine = row.engines[0] if engine is None else engine
     if engine not in row.engines:
         unknown("engine", engine, row.engines, row.name)
+    if images and not (row.images and engine == "jax"):
+        offered = ", ".join(task.name for task in TASKS if task.images)
+        raise ValueError(
+            f"images must be False for {row.name} with engine {engine}, got True; "
+            f"seen in images, with engine jax: {offered}."
+        )
     builder = row.jax if engine == "jax" else row.mujoco
+    builder = row.images if images else builder
     module, function = builder.split(":")  # type: ignore
     build = getattr(importlib.import_module(f"{__name__}.tasks.{module}"), function)
     env = build() if engine == "jax" else build(engine=engine)

@@ -56,7 +56,7 @@ def sweep(folder: pathlib.Path) -> list[str]:
     """Deletes what crashes left unfinished in `folder`; returns the names."""
     left = sorted(folder.glob(f"{PREFIX}*")) if folder.is_dir() else []
     for path in left:
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()

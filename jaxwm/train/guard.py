@@ -124,7 +124,7 @@ def read(path: str | pathlib.Path) -> dict[str, Any]:
     file = pathlib.Path(path) / NAME
     try:
         return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no dump: {error}.") from error
 
 

@@ -12,11 +12,13 @@ import json
 import os
 import pathlib
 import platform
+import time
 from collections.abc import Iterator
 
 from jaxwm.train.errors import RunLockedError
 
 NAME = "run.lock"
+_TRIES = 20
 
 
 @contextlib.contextmanager
@@ -39,11 +41,30 @@ def hold(directory: str | pathlib.Path) -> Iterator[None]:
         os.close(handle)  # ends the lock
 
 
+def refuse_if_held(directory: str | pathlib.Path) -> None:
+    """Raises where another process owns a run directory, as `hold` would later.
+
+    For callers that would load much before they come to `hold`.
+
+    Raises:
+        RunLockedError: naming the owner's process and host.
+    """
+    path = pathlib.Path(directory) / NAME
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return  # no run yet, or `hold` will say what is wrong
+    try:
+        _acquire(handle, path)
+    finally:
+        os.close(handle)
+
+
 def owner(directory: str | pathlib.Path) -> dict:
     """Who wrote the lock last: pid, host and boot; empty when nobody did."""
     try:
         found = json.loads((pathlib.Path(directory) / NAME).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -59,6 +80,11 @@ def _acquire(handle: int, path: pathlib.Path) -> None:
     found = owner(path.parent)
     if unknown and (not found or _is_stale(found)):
         return
+    for _ in range(_TRIES):
+        if found and not _is_stale(found):
+            break
+        time.sleep(0.02)  # who holds it is about to write its name
+        found = owner(path.parent)
     remedy = (
         f"if that process is gone, delete {path}"
         if unknown

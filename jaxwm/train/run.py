@@ -12,6 +12,7 @@ Nothing here imports jax.
 import contextlib
 import importlib.metadata
 import json
+import math
 import pathlib
 import platform
 import shlex
@@ -29,30 +30,49 @@ SCHEMA = 1
 # MIGRATIONS[i] turns a document of schema i into one of schema i + 1.
 MIGRATIONS: dict[int, Callable[[dict], dict]] = {}
 
-# What may differ when a run goes on: silently, or with a warning. The rest decides
-# the run's numbers and must not.
-_FREE = (
-    "schema",
-    "command",
-    "created",
-    "run.distributed",
-    "run.out",
-    "run.preset",  # what it stands for is compared instead
-    "run.report",
-    "run.tensorboard",
-)
-_WARN = (
-    "run.env_steps",
-    "run.eval_every",
-    "run.eval_episodes",
-    "run.log_every",
-    "run.save_every",
-    "run.keep",
-    "run.platform",
-    "run.shard",
-    "device",
-    "versions.",
-)
+
+class Rule(NamedTuple):
+    """What a changed field means when a run goes on."""
+
+    verdict: str  # "refused", "warned" or "free"
+    why: str
+
+
+# Every field of the document and of `RunConfig`. What begins with "config." decides the
+# numbers, all of it; so does what is not listed.
+FIELDS: dict[str, Rule] = {
+    "schema": Rule("free", "older documents are migrated"),
+    "recipe": Rule("refused", "another system"),
+    "seeds": Rule("refused", "other runs"),
+    "device": Rule("warned", "rounds differently"),
+    "versions.*": Rule("warned", "may compute differently"),
+    "command": Rule("free", "a note for people"),
+    "created": Rule("free", "a note for people"),
+    "config.*": Rule("refused", "model, agent, loop or task: other numbers"),
+    "run.env": Rule("refused", "another task"),
+    "run.engine": Rule("refused", "another simulator"),
+    "run.images": Rule("refused", "other observations"),
+    "run.factors": Rule("refused", "another distribution of tasks"),
+    "run.seeds": Rule("refused", "other runs"),
+    "run.seed": Rule("refused", "other runs"),
+    "run.preset": Rule("free", "the settings it stands for are compared instead"),
+    "run.env_steps": Rule("warned", "the run ends elsewhere"),
+    "run.num_envs": Rule("refused", "other shapes and numbers"),
+    "run.replay_steps": Rule("refused", "other shapes"),
+    "run.eval_every": Rule("warned", "rows lie at other steps"),
+    "run.eval_episodes": Rule("warned", "evaluations are not comparable"),
+    "run.log_every": Rule("warned", "rows average other windows"),
+    "run.save_every": Rule("warned", "a crash costs more or less"),
+    "run.keep": Rule("warned", "older checkpoints go"),
+    "run.out": Rule("free", "directories may be moved"),
+    "run.platform": Rule("warned", "rounds differently"),
+    "run.shard": Rule("warned", "sums in another order"),
+    "run.distributed": Rule("free", "says who takes part"),
+    "run.deterministic": Rule("refused", "the same bits were promised"),
+    "run.tensorboard": Rule("free", "only what is written beside"),
+    "run.report": Rule("free", "only what is written beside"),
+}
+_UNKNOWN = Rule("refused", "not known here")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "mujoco", "numpy")
 
 
@@ -124,7 +144,13 @@ def document(
         config: the recipe's settings.
         seeds: of the runs side by side.
         device: in words.
+
+    Raises:
+        ConfigError: for a setting that is NaN or infinite, naming it.
     """
+    for name, value in settings.flat({"run": run, "config": config}).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name} must be finite, got {value}.")
     return {
         "schema": SCHEMA,
         "recipe": recipe,
@@ -184,11 +210,15 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     was, now = settings.flat(old), settings.flat(new)
     soft, hard = [], []
     for name in sorted(was.keys() | now.keys()):
-        if was.get(name) == now.get(name) or name.startswith(_FREE):
+        verdict = rule(name).verdict
+        if was.get(name) == now.get(name) or verdict == "free":
             continue
         line = f"{name} was {_shown(was, name)}, now {_shown(now, name)}"
-        unrecorded = name not in was or name not in now  # by an older or newer version
-        (soft if name.startswith(_WARN) or unrecorded else hard).append(line)
+        # By an older or newer version; but a factor left out has its default.
+        unrecorded = (name not in was or name not in now) and not name.startswith(
+            "config.env."
+        )
+        (soft if verdict == "warned" or unrecorded else hard).append(line)
     if hard:
         raise ConfigError(
             "this run was begun with other settings:\n  "
@@ -196,6 +226,12 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             + "\nUse the old ones (jaxwm resume does), or another --out."
         )
     return soft
+
+
+def rule(name: str) -> Rule:
+    """What a change of a field means; `name` as `settings.flat` makes it."""
+    group = f"{name.split('.')[0]}.*"
+    return FIELDS.get(name) or FIELDS.get(group) or _UNKNOWN
 
 
 def _shown(values: Mapping[str, Any], name: str) -> str:

@@ -19,6 +19,7 @@ class RunConfig:
 
     env: str = "pendulum"  # task, see `jaxwm envs`
     engine: str | None = None  # jax, mjx, c or warp; by default the task's first
+    images: bool = False  # observe pictures instead of the state, where there are any
     factors: Literal["range"] | None = None  # "range" varies all factors of variation
     seeds: int = 1  # how many runs side by side
     seed: int = 0  # the first one's number; the others count on
@@ -55,7 +56,7 @@ class RunConfig:
             ("keep", 1),
         ):
             value = getattr(self, name)
-            if value < least:
+            if not value >= least:  # neither is NaN
                 raise ValueError(f"{name} must be at least {least}, got {value}.")
         for name, known in (
             ("platform", ("cpu", "gpu", "tpu")),
@@ -68,6 +69,11 @@ class RunConfig:
                     f"{name} must be {' or '.join(known)}, got {value!r}; leave it out "
                     "for the default."
                 )
+
+
+def default_out(recipe: str, env: str) -> str:
+    """The directory of a run that names none."""
+    return f"runs/{recipe}-{env}"
 
 
 def closest(name: str, names: Iterable[str]) -> str:

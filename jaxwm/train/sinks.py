@@ -128,7 +128,7 @@ def _parse(data: bytes) -> list[tuple[Row, int]]:
     for line in data.splitlines(keepends=True):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         if not line.endswith(b"\n") or not isinstance(row, dict):
             break

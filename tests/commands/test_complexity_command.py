@@ -1,6 +1,7 @@
 """`jaxwm complexity` on every kind of file, and what it says when it cannot."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -153,6 +154,16 @@ def test_a_broken_archive_is_named(folder):
     np.savez("objects.npz", w=np.array([{}], dtype=object))
     with pytest.raises(RunError, match="cannot be read"):
         weights.read("objects.npz")
+    with zipfile.ZipFile("claims.npz", "w") as file, file.open("a.npy", "w") as part:
+        head = {"descr": "<f8", "fortran_order": False, "shape": (10**12,)}
+        np.lib.format.write_array_header_1_0(part, head)
+    with pytest.raises(RunError, match=r"claims shape .*more than it holds"):
+        weights.read("claims.npz")
+
+
+def test_names_that_nest_without_end_are_refused():
+    with pytest.raises(RunError, match="nested more than 64 deep"):
+        weights.nest({"a/" * 1000: 1})
 
 
 def test_an_import_that_fails_inside_the_module_is_not_hidden(folder):

@@ -121,6 +121,20 @@ def test_a_huge_array_is_refused_before_memory_is_taken(saved):
         minari.load(path)
 
 
+def test_an_array_that_unpacks_to_far_more_than_it_is_is_refused(saved):
+    path, _ = saved
+
+    def change(file):
+        del file["episode_1/observations"]
+        file["episode_1"].create_dataset(
+            "observations", (4, 10**8), "u1", chunks=(1, 10**6), compression="gzip"
+        )
+
+    damage(path, change)
+    with pytest.raises(ValueError, match=r"episode 1 unpacks from 0\.0 to 381 MiB"):
+        minari.load(path)
+
+
 def test_inspection_says_what_a_dataset_holds(saved):
     path, _ = saved
     got = minari.inspect(path)
@@ -273,6 +287,37 @@ def test_damage_names_file_episode_and_rows(saved):
     minari.load(path, verify=False)
 
 
+@pytest.mark.parametrize("num", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_flipped_bit_of_data_is_found_and_its_rows_are_named(tmp_path, num):
+    lengths = [5, 9, 2, 14]
+    rows = data.concatenate([episode(i, n) for i, n in enumerate(lengths)])
+    path = minari.save(tmp_path / "toy", rows, spec=spec())
+    file, rng = path / "data" / "main_data.hdf5", random.Random(14)
+    with h5py.File(file, "r") as opened:
+        nodes = [(i, v) for i in range(4) for v in opened[f"episode_{i}"].values()]
+        parts = [
+            (i, v.id.get_offset(), v.nbytes)
+            for i, v in nodes
+            if isinstance(v, h5py.Dataset)
+        ]
+    good = file.read_bytes()
+    for _ in range(num):
+        index, start, size = rng.choice(parts)
+        bad = bytearray(good)
+        bad[start + rng.randrange(size)] ^= 1 << rng.randrange(8)
+        file.write_bytes(bad)
+        first = sum(lengths[:index])
+        last = first + lengths[index] - 1
+        with pytest.raises(ValueError) as error:
+            minari.load(path)
+        text = str(error.value)
+        assert f"episode {index} (rows {first} to {last}) differs" in text
+        assert text.count("differs") == 1
+        assert str(file) in text
+    file.write_bytes(good)
+    chex.assert_trees_all_equal(minari.load(path), rows)
+
+
 def test_a_file_that_was_cut_off_is_refused_with_and_without_manifest(saved):
     path, _ = saved
     file = path / "data" / "main_data.hdf5"
@@ -350,6 +395,11 @@ def test_bad_files_are_refused_by_name(saved, change, message):
         (b"{", "metadata.json is missing or damaged"),
         (b"[" * 100_000, "metadata.json is missing or damaged"),
         (b'{"total_episodes": 3}', "total_steps"),
+        (b'{"total_episodes": 1000000000000, "total_steps": 1}', "3 is missing"),
+        (
+            b'{"total_episodes": 3, "total_steps": 13, "action_space": "[1]"}',
+            "action_space is",
+        ),
         (b'{"total_episodes": -1, "total_steps": 2}', "metadata.json is missing or"),
         (b'{"total_episodes": 3, "total_steps": 12}', "has 13 rows, .* says 12"),
         (

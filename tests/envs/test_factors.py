@@ -168,6 +168,18 @@ def test_pure_tasks_are_made_by_name(name):
     assert env.spec.random_return < env.spec.best_return
 
 
+def test_a_task_may_be_seen_in_images():
+    env = envs.make("dr_reach", images=True, gain=3.5)
+    assert len(env.spec.obs.shape) == 3 and env.spec.obs.dtype == np.uint8
+    assert env.spec.default_params()["gain"] == 3.5
+    with pytest.raises(
+        ValueError, match=r"images must be False for pendulum .*dr_reach"
+    ):
+        envs.make("pendulum", "jax", images=True)
+    with pytest.raises(ValueError, match="for hopper with engine mjx, got True"):
+        envs.make("hopper", images=True)
+
+
 def test_cartpole_means_swing_up():
     assert envs.make("cartpole", engine="jax").spec.name == "cartpole_swingup"
 

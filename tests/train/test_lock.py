@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 
 import pytest
 
@@ -79,6 +80,76 @@ def test_without_flock_a_living_or_unknowable_owner_stays(tmp_path, changes):
     pretend(tmp_path, **changes)
     with pytest.raises(RunLockedError, match="if that process is gone, delete"):
         lock.hold(tmp_path).__enter__()
+
+
+RIVAL = """
+import sys, time
+before = time.monotonic()
+from jaxwm.train import run
+from jaxwm.train.errors import RunLockedError
+try:
+    with run.open_run(sys.argv[1], {}):
+        print("owns", flush=True)
+        sys.stdin.read()
+except RunLockedError as error:
+    print(time.monotonic() - before, error, flush=True)
+    sys.exit(3)
+"""
+
+
+def start_two_at_once(directory):
+    """Starts two, sees that one owns the run and kills it; seconds of the other."""
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", RIVAL, str(directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    lines = [process.stdout.readline() for process in pair]
+    owners = [line == "owns\n" for line in lines]
+    assert sorted(owners) == [False, True], lines
+    first, second = pair[owners.index(True)], pair[owners.index(False)]
+    assert second.wait(10) == 3
+    seconds, text = lines[owners.index(False)].split(" ", 1)
+    assert f"{directory} is in use by process {first.pid} on host" in text
+    first.kill()
+    for process in pair:
+        process.communicate()
+    assert lock.owner(directory)["pid"] == first.pid  # a stale lock is left
+    return float(seconds)
+
+
+@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_of_two_processes_one_goes_on_and_a_killed_ones_lock_is_taken_over(
+    tmp_path, times
+):
+    seconds = [start_two_at_once(tmp_path) for _ in range(times)]
+    assert max(seconds) < 1
+    print(f"{times} pairs, the second ended after {max(seconds):.2f} s at most")
+
+
+@pytest.mark.parametrize("verb", ["resume", "train"])
+def test_the_command_line_says_so_before_it_loads_jax(tmp_path, verb):
+    where = (
+        [str(tmp_path)] if verb == "resume" else ["polygrad", "--out", str(tmp_path)]
+    )
+    (tmp_path / "config.json").write_text('{"schema": 1}')
+    code = (
+        "import sys, time\n"
+        "from jaxwm.__main__ import main\n"
+        "code = main(sys.argv[1:])\n"
+        "assert 'jax' not in sys.modules and time.process_time() < 1\n"
+        "sys.exit(code)"
+    )
+    with lock.hold(tmp_path):
+        done = subprocess.run(
+            [sys.executable, "-c", code, verb, *where], capture_output=True, text=True
+        )
+    assert done.returncode == 3, done.stderr
+    assert f"is in use by process {os.getpid()} on host" in done.stderr
 
 
 def test_a_missing_directory_is_an_error_of_the_system(tmp_path):

@@ -94,7 +94,7 @@ def test_every_setting_is_either_free_warned_about_or_refused(name):
     }  # fmt: skip
     refused = {
         "env", "engine", "factors", "seeds", "seed", "num_envs", "replay_steps",
-        "deterministic",
+        "deterministic", "images",
     }  # fmt: skip
     assert name in free | warned | refused
     old, new = {"run": {name: 1}}, {"run": {name: 2}}

@@ -101,7 +101,7 @@ def dr_reach() -> Env:
     return tasks.assemble(SPEC, _start, _advance, _observe)
 
 
-def in_images(looks: Looks) -> Env:
+def in_images(looks: Looks = TRAINING) -> Env:
     """Reach in images: observation `[S, S, 3]` uint8, a domain per episode.
 
     Physics is `(Reach, Domain)`; the domain stays what it was drawn to at the reset.
