@@ -5,7 +5,7 @@ VENV ?= .venv
 PYTHON ?=# the interpreter to make .venv with; by default the first one that will do
 WORKERS ?= 2# processes that the tests are spread over
 EXTRAS ?= dev# of `make install`, e.g. EXTRAS=dev,peers
-TIER ?= quick# of `make bench`: quick or full
+TIER ?= quick# of `make bench`: quick, full or accel
 BASE ?=# of `make bench-compare`: a file of benchmarks/baselines
 
 BIN := $(VENV)/bin
@@ -50,7 +50,7 @@ slow: $(DEV) ## the tests that take minutes
 claims: $(DEV) ## every system's experiment against its claim
 	@$(BIN)/python -m pytest -m claims
 
-bench: $(DEV) ## throughput beside the peers that are installed (TIER=quick|full)
+bench: $(DEV) ## throughput beside the peers that are installed (TIER=quick|full|accel)
 	@$(BIN)/python -m benchmarks.runner --tier $(TIER)
 
 bench-compare: $(DEV) ## the same, and fail where slower than BASE=benchmarks/baselines/...

@@ -1,7 +1,9 @@
-"""PPO until a task is solved: five seeds at once beside one of Stable-Baselines3.
+"""PPO: one update, and until a task is solved, beside Stable-Baselines3.
 
-Both train in processes of their own, in turn; the peer has one thread. Seconds are
-training alone; `cold` adds tracing and compiling.
+`update` counts samples that gradient steps have seen; ours includes collecting them on
+the pendulum, the peer's does not. `time_to_score` trains five seeds at once beside one
+of the peer. Both train in processes of their own, in turn; the peer has one thread.
+Seconds are training alone; `cold` adds tracing and compiling.
 """
 
 import importlib.metadata
@@ -11,13 +13,64 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from benchmarks.measure import Settings
-from benchmarks.record import Row
+import jax
+
+from benchmarks import peer
+from benchmarks.measure import Settings, compare, timed
+from benchmarks.record import Row, num_cores, timed_row
 
 _LIMIT = 600  # seconds of one process
 
 
 def rows(settings: Settings) -> Iterator[Row]:
+    yield update(settings)
+    if settings.full or settings.smoke:
+        yield from to_score(settings)
+
+
+def update(settings: Settings) -> Row:
+    """One iteration of PPO: ours whole, the peer's without collecting."""
+    from jaxwm import envs
+    from jaxwm.agents import ppo
+
+    num_envs = settings.pick(16, 2)
+    config = ppo.Config(steps=settings.pick(128, 4), epochs=10, minibatches=8)
+    if settings.smoke:
+        config = ppo.TINY
+    env = envs.batch(envs.make("pendulum", engine="jax"), num_envs)
+    learner = ppo.ppo(env, config).learner
+    state = jax.jit(learner.init)(jax.random.key(0))
+
+    def step(key, state):
+        return learner.step(key, state, 0)[0]
+
+    timing, ours = timed(step, state, settings=settings, carry=True)
+    num_rows = num_envs * config.steps
+    row = timed_row(
+        "ppo/update",
+        f"{num_rows} rows, {config.epochs} epochs of {config.minibatches} batches",
+        num_rows * config.epochs,
+        "samples/s",
+        timing,
+        note="ours collects as well",
+    )
+    sizes = {
+        "threads": num_cores(),
+        "num_envs": num_envs,
+        "steps": config.steps,
+        "epochs": config.epochs,
+        "minibatches": config.minibatches,
+        "hidden": config.hidden,
+    }
+    try:
+        with peer.Process("benchmarks.peer_ppo", sizes) as other:
+            ratio = compare(ours, other, name=other.name, settings=settings)
+    except peer.MissingError as reason:
+        return row._replace(note=f"{row.note}; {reason}")
+    return row._replace(ratio=ratio, target=3.0)
+
+
+def to_score(settings: Settings) -> Iterator[Row]:
     for task in settings.pick(("pendulum", "inverted_pendulum"), ("pendulum",)):
         options = ["--smoke"] if settings.smoke else []
         ours = _run("-m", "benchmarks.ppo_to_score", task, *options)

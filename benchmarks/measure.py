@@ -8,6 +8,7 @@ and fails the row. Peers run A B A B in turn on the same cores; the ratio is the
 of the paired ratios with a bootstrap interval.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -30,7 +31,7 @@ class Settings(NamedTuple):
     min_repeats: int = 7
     max_repeats: int = 1000
     pairs: int = 5
-    block_seconds: float = 0.3  # one side of one pair lasts at least this long
+    block_seconds: float = 0.2  # one side of one pair lasts at least this long
 
     def pick(self, usual, smoke):
         """`usual`, or `smoke` in a smoke run."""
@@ -56,6 +57,10 @@ class Timing(NamedTuple):
     retraces: int  # compilations during the timed part; must be 0
     peak_bytes: int  # arguments + outputs + temporaries - what they share
     checksum: float
+    # Processor time of a call over that of a fixed small program run in turn with it:
+    # (median, p10, p90). Other work on the machine hardly moves it, neither by taking
+    # cores away nor by slowing them; waiting does not count.
+    work: tuple[float, float, float] | None = None
 
     @property
     def noisy(self) -> bool:
@@ -87,6 +92,36 @@ class _Compilations:
 
 _compilations = _Compilations()
 jax.monitoring.register_event_duration_secs_listener(_compilations)
+
+
+@functools.cache
+def _small_program() -> Callable[[], object]:
+    """A millisecond or two of small matrix products, compiled."""
+
+    def work(x):
+        return jax.lax.fori_loop(0, 200, lambda i, y: jnp.tanh(x @ y), x)
+
+    x = jnp.eye(64)
+    run = jax.jit(work).lower(x).compile()
+    return lambda: jax.block_until_ready(run(x))
+
+
+class _Yardstick:
+    """Processor seconds of a fixed small program; measured anew after some time."""
+
+    EVERY = 0.02  # seconds: short functions are called many times in between
+
+    def __init__(self):
+        self._when, self._seconds = -np.inf, 0.0
+
+    def __call__(self) -> float:
+        if time.perf_counter() - self._when > self.EVERY:
+            run = _small_program()
+            start = time.process_time()
+            run()
+            self._seconds = time.process_time() - start
+            self._when = time.perf_counter()
+        return self._seconds
 
 
 def num_compilations() -> int:
@@ -150,18 +185,27 @@ def time_function(
         settings: how long.
         carry: `fn(key, state)` returns the next state, and the old one is donated.
     """
+    return timed(fn, *args, settings=settings, carry=carry)[0]
+
+
+def timed(
+    fn: Callable, *args, settings: Settings, carry: bool = False
+) -> tuple[Timing, Callable[[int], float]]:
+    """As `time_function`, and a stopwatch of the same compiled program.
+
+    The stopwatch is a side of `compare`; nothing is compiled a second time for it.
+    """
     args = jax.block_until_ready(jax.device_put(args))
     base = jax.random.key(0)
-    run = jax.jit(fn, donate_argnums=1 if carry else ())
     if carry:
         args = (jax.tree.map(jnp.copy, args[0]),)
 
     clock = [time.perf_counter()]
-    traced = run.trace(base, *args)
+    traced = jax.jit(fn, donate_argnums=1 if carry else ()).trace(base, *args)
     clock.append(time.perf_counter())
     lowered = traced.lower()
     clock.append(time.perf_counter())
-    compiled = lowered.compile()
+    run = lowered.compile()
     clock.append(time.perf_counter())
     out = jax.block_until_ready(run(base, *args))
     clock.append(time.perf_counter())
@@ -172,21 +216,27 @@ def time_function(
         nonlocal out
         key = jax.block_until_ready(jax.random.fold_in(base, next(next_key)))
         inputs = (out,) if carry else args
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         out = jax.block_until_ready(run(key, *inputs))
-        return time.perf_counter() - start
+        busy = time.process_time() - busy
+        seconds = time.perf_counter() - start
+        work.append(busy / yardstick())
+        return seconds
 
+    yardstick = _Yardstick()
+    work: list[float] = []
     for _ in range(2):
         once()
     before = num_compilations()
     seconds: list[float] = []
+    work.clear()
     while len(seconds) < settings.max_repeats and (
         len(seconds) < settings.min_repeats or sum(seconds) < settings.min_seconds
     ):
         seconds.append(once())
     retraces = num_compilations() - before
     p10, median, p90 = np.quantile(seconds, (0.1, 0.5, 0.9))
-    return Timing(
+    timing = Timing(
         *np.diff(clock).tolist(),
         median_s=float(median),
         p10_s=float(p10),
@@ -195,9 +245,11 @@ def time_function(
         variation=float(np.std(seconds) / np.mean(seconds)),
         repeats=len(seconds),
         retraces=retraces,
-        peak_bytes=peak_bytes(compiled),
+        peak_bytes=peak_bytes(run),
         checksum=_checksum(out),
+        work=tuple(np.quantile(work, (0.5, 0.1, 0.9)).tolist()),
     )
+    return timing, lambda calls: sum(once() for _ in range(calls)) / calls
 
 
 def stopwatch(call: Callable[[], object]) -> Callable[[int], float]:

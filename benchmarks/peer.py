@@ -23,7 +23,8 @@ class Ready(NamedTuple):
     """A peer that can run."""
 
     name: str  # with its version
-    call: Callable[[], object]  # one timed call, to its end
+    # One timed call, to its end; or several of them by name.
+    call: Callable[[], object] | dict[str, Callable[[], object]]
     facts: dict  # what shows that it does the same: sizes, number of weights
 
 
@@ -37,7 +38,8 @@ class Process:
     """A peer in a child process: `with Process(module, config) as peer: peer(calls)`.
 
     `module` is run with `-m` and must call `serve`. Calling the object runs the peer
-    that many times and returns the seconds a call that the child measured.
+    that many times and returns the seconds a call that the child measured; `side(name)`
+    is the same for one of several calls that a peer offers.
 
     Raises:
         MissingError: if the peer says that it cannot run here.
@@ -76,10 +78,14 @@ class Process:
         self._child.stdout.close()
         self._errors.close()
 
-    def __call__(self, calls: int) -> float:
-        self._child.stdin.write(f"{calls}\n")
+    def __call__(self, calls: int, what: str = "") -> float:
+        self._child.stdin.write(f"{calls} {what}\n")
         self._child.stdin.flush()
         return self._read()["seconds"]
+
+    def side(self, what: str) -> Callable[[int], float]:
+        """A side of `measure.compare`: the peer's call of that name."""
+        return lambda calls: self(calls, what)
 
     def _read(self) -> dict:
         line = self._child.stdout.readline()
@@ -109,11 +115,14 @@ def serve(setup: Callable[[dict], Ready]) -> None:
     except MissingError as reason:
         reply(missing=str(reason))
         return
-    ready.call()
+    offered = ready.call if isinstance(ready.call, dict) else {"": ready.call}
+    for call in offered.values():
+        call()
     reply(ready=ready.name, facts=ready.facts)
     for line in sys.stdin:
-        calls = int(line)
+        calls, _, what = line.strip().partition(" ")
+        calls, call = int(calls), offered[what]
         start = time.perf_counter()
         for _ in range(calls):
-            ready.call()
+            call()
         reply(seconds=(time.perf_counter() - start) / calls)

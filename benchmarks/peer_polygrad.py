@@ -123,18 +123,15 @@ def setup(config: dict) -> peer.Ready:
     facts = {"weights": sum(p.numel() for p in network.parameters())}
     name = f"{NAME} on torch {torch.__version__}"
 
-    if config["what"] == "train":
-        optimiser = torch.optim.Adam(network.parameters(), lr=3e-4)
-        x = torch.randn(batch, horizon, obs_size + 2)
-        action = torch.randn(batch, horizon, act_size)
+    optimiser = torch.optim.Adam(network.parameters(), lr=3e-4)
+    x = torch.randn(batch, horizon, obs_size + 2)
+    action = torch.randn(batch, horizon, act_size)
 
-        def train():
-            loss, _ = diffusion.loss(x, action, {0: x[:, 0, :obs_size]})
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-
-        return peer.Ready(name, train, facts)
+    def train():
+        loss, _ = diffusion.loss(x, action, {0: x[:, 0, :obs_size]})
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
 
     policy = torch_policy.Actor(obs_size, act_size)
 
@@ -159,7 +156,7 @@ def setup(config: dict) -> peer.Ready:
             clip_state_change=0.25,
         )
 
-    return peer.Ready(name, sample, facts)
+    return peer.Ready(name, {"train": train, "sample": sample}, facts)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,33 @@ def schedule(levels: int, tau: float):
     return [x.float() for x in (abar, beta, c1, c2, variance)]
 
 
+def acting(config: dict) -> peer.Ready:
+    """A diffusion policy: actions denoised by DDIM, given an observation."""
+    import torch
+
+    chunk = config["horizon"]
+    network = denoiser(
+        chunk, config["action"], config["obs"], config["width"], config["depth"]
+    )
+    abar = schedule(config["levels"], config["tau"])[0]
+    times = torch.linspace(config["levels"] - 1, 0, config["calls"]).round().long()
+    obs = torch.zeros(1, chunk, config["obs"])
+
+    @torch.no_grad()
+    def act():
+        x = torch.randn(1, chunk, config["action"])
+        for i, t in enumerate(times):
+            x0 = network(x, obs, t.float()[None]).clamp(-1, 1)
+            if i + 1 == len(times):
+                return x0
+            eps = (x - abar[t].sqrt() * x0) / (1 - abar[t]).sqrt()
+            after = abar[times[i + 1]]
+            x = after.sqrt() * x0 + (1 - after).sqrt() * eps
+
+    facts = {"weights": sum(p.numel() for p in network.parameters())}
+    return peer.Ready(f"torch {torch.__version__}", act, facts)
+
+
 def setup(config: dict) -> peer.Ready:
     reason = peer.missing("torch")
     if reason:
@@ -78,30 +105,29 @@ def setup(config: dict) -> peer.Ready:
     batch, horizon, levels = config["batch"], config["horizon"], config["levels"]
     obs_size, act_size = config["obs"], config["action"]
     shape = (batch, horizon, obs_size + 2)
+    if "calls" in config:
+        return acting(config)
     network = denoiser(horizon, shape[-1], act_size, config["width"], config["depth"])
     abar, _, c1, c2, variance = schedule(levels, config["tau"])
     signal, noise = abar.sqrt(), (1 - abar).sqrt()
     facts = {"weights": sum(p.numel() for p in network.parameters())}
     name = f"torch {torch.__version__}"
 
-    if config["what"] == "train":
-        trained = [p for p in network.parameters() if p.requires_grad]
-        optimiser = torch.optim.Adam(trained, lr=3e-4)
-        x0, action = torch.randn(shape), torch.randn(batch, horizon, act_size)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    optimiser = torch.optim.Adam(trained, lr=3e-4)
+    x0, action = torch.randn(shape), torch.randn(batch, horizon, act_size)
 
-        def train():
-            t = torch.randint(0, levels, (batch,))
-            a, s = signal[t, None, None], noise[t, None, None]
-            x = a * x0 + s * torch.randn(shape)
-            x[:, 0, :obs_size] = x0[:, 0, :obs_size]
-            out = network(x, a * action, t.float())
-            error = (out - x0) ** 2
-            error[:, 0, :obs_size] = 0
-            optimiser.zero_grad()
-            error.mean().backward()
-            optimiser.step()
-
-        return peer.Ready(name, train, facts)
+    def train():
+        t = torch.randint(0, levels, (batch,))
+        a, s = signal[t, None, None], noise[t, None, None]
+        x = a * x0 + s * torch.randn(shape)
+        x[:, 0, :obs_size] = x0[:, 0, :obs_size]
+        out = network(x, a * action, t.float())
+        error = (out - x0) ** 2
+        error[:, 0, :obs_size] = 0
+        optimiser.zero_grad()
+        error.mean().backward()
+        optimiser.step()
 
     policy = torch_policy.Actor(obs_size, act_size)
     start = torch.randn(batch, obs_size)
@@ -127,7 +153,7 @@ def setup(config: dict) -> peer.Ready:
             x[:, 0, :obs_size] = start
         return x, action
 
-    return peer.Ready(name, sample, facts)
+    return peer.Ready(name, {"train": train, "sample": sample}, facts)
 
 
 if __name__ == "__main__":

@@ -157,7 +157,9 @@ def read(path: str | os.PathLike) -> list[tuple[Row, dict[str, Any]]]:
             )
         values = {name: record.pop(name) for name in Row._fields}
         if values["timing"] is not None:
-            values["timing"] = Timing(**values["timing"])
+            timing = Timing(**values["timing"])
+            work = tuple(timing.work) if timing.work else None
+            values["timing"] = timing._replace(work=work)
         if values["ratio"] is not None:
             values["ratio"] = Ratio(**values["ratio"])
         found.append((Row(**values), record))
@@ -178,6 +180,8 @@ def changes(new: Iterable[Row], base: Iterable[Row]) -> list[Change]:
 
     A timed row is worse if its median is more than 10 % above the baseline's and the
     medians lie outside each other's p10-p90; another row, if its value is 10 % worse.
+    Where one of two timed rows is noisy, other work was in the way: then `Timing.work`
+    is compared instead of seconds, if both rows have it.
     """
     before = {(row.name, row.size): row for row in base}
     found = []
@@ -186,14 +190,19 @@ def changes(new: Iterable[Row], base: Iterable[Row]) -> list[Change]:
         if old is None or not row.value or not old.value:
             continue
         if row.timing is not None and old.timing is not None:
-            ratio = row.timing.median_s / old.timing.median_s
-            apart = (
-                row.timing.median_s > old.timing.p90_s
-                and old.timing.median_s < row.timing.p10_s
-            )
+            now, then = _gauges(row.timing, old.timing)
+            ratio = now[0] / then[0]
+            apart = now[0] > then[2] and then[0] < now[1]
         else:
             ratio = row.value / old.value
             ratio = 1 / ratio if row.higher_is_better else ratio
             apart = True
         found.append(Change(row.name, row.size, ratio, ratio > SLOWER and apart))
     return sorted(found, key=lambda change: -change.ratio)
+
+
+def _gauges(new: Timing, old: Timing):
+    """(median, p10, p90) of both: of the work done where seconds are noisy."""
+    if (new.noisy or old.noisy) and new.work and old.work:
+        return new.work, old.work
+    return tuple((t.median_s, t.p10_s, t.p90_s) for t in (new, old))

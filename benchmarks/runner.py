@@ -1,10 +1,12 @@
 """Runs the rows, prints them at a glance and writes them as JSON lines.
 
-    python -m benchmarks.runner [--tier quick|full] [-k TEXT] [--smoke] [--base FILE]
+    python -m benchmarks.runner [--tier quick|full|accel] [-k TEXT] [--smoke]
+                                [--base FILE]
 
 The machine's peaks come first; with them each row that knows its arithmetic also shows
 which fraction of the machine it reaches. Peers that are not installed are skipped and
-named. Ends with 1 if a row failed or is slower than the baseline, else with 0.
+named. Sweeps over the number of environments are also drawn, beside the results. Ends
+with 1 if a row failed or is slower than the baseline, else with 0.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+TIERS = ("quick", "full", "accel")  # the last: all rows, on a GPU or TPU alone
 
 
 class Bench(NamedTuple):
@@ -33,6 +36,7 @@ def benches() -> tuple[Bench, ...]:
     """All benches, machine first. Imported late: jax must see the cores chosen."""
     from benchmarks import (
         bench_checkpoint,
+        bench_compile,
         bench_diffusion,
         bench_gradients,
         bench_import,
@@ -41,21 +45,28 @@ def benches() -> tuple[Bench, ...]:
         bench_plan,
         bench_ppo,
         bench_replay,
+        bench_rollout,
         bench_scale,
         bench_seeds,
+        bench_simulators,
+        bench_spectral,
     )
 
     return (
         Bench("machine", bench_machine.rows),
         Bench("import", bench_import.rows),
         Bench("physics", bench_physics.rows, compiles_long=True),
+        Bench("rollout", bench_rollout.rows, full_only=True, compiles_long=True),
         Bench("replay", bench_replay.rows),
         Bench("diffusion", bench_diffusion.rows, compiles_long=True),
         Bench("gradients", bench_gradients.rows, full_only=True, compiles_long=True),
+        Bench("simulators", bench_simulators.rows, full_only=True),
+        Bench("spectral", bench_spectral.rows, full_only=True, compiles_long=True),
         Bench("seeds", bench_seeds.rows, full_only=True, compiles_long=True),
         Bench("plan", bench_plan.rows, full_only=True),
         Bench("scale", bench_scale.rows, full_only=True, compiles_long=True),
         Bench("ppo", bench_ppo.rows, full_only=True, compiles_long=True),
+        Bench("compile", bench_compile.rows, full_only=True, compiles_long=True),
         Bench("checkpoint", bench_checkpoint.rows),
     )
 
@@ -63,7 +74,7 @@ def benches() -> tuple[Bench, ...]:
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.runner", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--tier", choices=("quick", "full"), default="quick")
+    parser.add_argument("--tier", choices=TIERS, default="quick")
     parser.add_argument("-k", default="", metavar="TEXT", help="benches with this text")
     parser.add_argument(
         "--smoke", action="store_true", help="tiny sizes; no result kept"
@@ -162,7 +173,13 @@ def main(argv: list[str] | None = None) -> int:
     import jax
     from rich.console import Console
 
-    from benchmarks import measure, record, table
+    from benchmarks import curves, measure, record, table
+
+    if options.tier == "accel" and jax.default_backend() == "cpu":
+        raise SystemExit(
+            "--tier accel measures a GPU or TPU, and jax finds only CPUs here; install "
+            '"jaxwm[cuda]" on a machine that has one, or take --tier quick or full.'
+        )
 
     console = Console(width=None if sys.stdout.isatty() else 130)
     chosen = [bench for bench in benches() if options.k in bench.name]
@@ -174,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
             f"no bench has {options.k!r} in its name; have: "
             + ", ".join(bench.name for bench in benches())
         )
-    full = options.tier == "full"
+    full = options.tier != "quick"
     chosen = [bench for bench in chosen if full or not bench.full_only]
     settings = measure.SMOKE if options.smoke else measure.Settings(full=full)
 
@@ -204,6 +221,9 @@ def main(argv: list[str] | None = None) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("".join(record.to_json(row, where) + "\n" for row in rows))
         console.print(f"written to {out}")
+        picture = out.with_suffix(".png")
+        if curves.draw(rows, picture):
+            console.print(f"steps a second by number of environments: {picture}")
 
     worse = False
     if options.base is not None:

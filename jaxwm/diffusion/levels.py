@@ -7,6 +7,7 @@ Schedules are float64 on the host: in float32 the cosine schedule is off by 3e-4
 Shapes: T levels, cleanest first.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from jaxwm.core import dists
 from jaxwm.types import PyTree
 
 
@@ -48,8 +50,10 @@ def cosine_schedule(num: int, tau: float = 1.0) -> Level:
     Source: Rigter et al., TMLR 2024, reference code; Nichol and Dhariwal, 2021.
     """
     _at_least_one("num", num)
-    if tau <= 0:
-        raise ValueError(f"tau must be positive, got {tau}; 1 is the usual cosine.")
+    if not 0 < tau < math.inf:
+        raise ValueError(
+            f"tau must be positive and finite, got {tau}; 1 is the usual cosine."
+        )
     f = np.cos(np.arange(num + 1) / num * np.pi / 2) ** (2 * tau)
     g = (f[-1] - f) / (f[-1] - f[0])
     beta = np.clip(1 - g[1:] / g[:-1], 0, 0.999)
@@ -71,8 +75,10 @@ def karras(num: int, low: float = 0.002, high: float = 80.0, rho: float = 7.0) -
     """
     _at_least_one("num", num)
     _ordered(low, high)
-    if rho <= 0:
-        raise ValueError(f"rho must be positive, got {rho}; the paper uses 7.")
+    if not 0 < rho < math.inf:
+        raise ValueError(
+            f"rho must be positive and finite, got {rho}; the paper uses 7."
+        )
     ends = low ** (1 / rho), high ** (1 / rho)
     return sigma_level(_from_high(num, *ends) ** rho)
 
@@ -138,7 +144,7 @@ def standard_normal(key: Key[Array, ""], like: PyTree) -> PyTree:
     leaves, structure = jax.tree.flatten(like)
     keys = [key] if len(leaves) == 1 else list(jax.random.split(key, len(leaves)))
     draws = [
-        jax.random.normal(k, leaf.shape, leaf.dtype)
+        dists.standard_normal(k, leaf.shape, leaf.dtype)
         for k, leaf in zip(keys, leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, draws)
@@ -159,5 +165,5 @@ def _at_least_one(name: str, value: int):
 
 
 def _ordered(low: float, high: float):
-    if not 0 < low < high:
+    if not 0 < low < high < math.inf:
         raise ValueError(f"levels need 0 < low < high, got low {low}, high {high}.")

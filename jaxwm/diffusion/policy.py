@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jaxwm.core import dists
 from jaxwm.diffusion.sample import Step, Term
 from jaxwm.types import PyTree
 
@@ -93,7 +94,7 @@ def climb_score(
         action = jnp.clip(action, dist.mean - reach, dist.mean + reach)
         score = jax.grad(lambda a: jnp.sum(dist.log_prob(a)))(action)
         if recorded is None:
-            eps = jax.random.normal(key, action.shape, action.dtype)
+            eps = dists.standard_normal(key, action.shape, action.dtype)
         else:
             eps = recorded[step.row]
         moved = action + rate * score + noise * step.spread * scale * eps

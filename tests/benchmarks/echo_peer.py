@@ -11,7 +11,12 @@ def setup(config):
     if "crash" in config:
         raise ZeroDivisionError(config["crash"])
     print("this line must not reach the parent")
-    return peer.Ready("echo 1.0", lambda: time.sleep(config["seconds"]), {"legs": 4})
+    seconds = config["seconds"]
+    if isinstance(seconds, dict):
+        call = {k: lambda s=s: time.sleep(s) for k, s in seconds.items()}
+    else:
+        call = lambda: time.sleep(seconds)
+    return peer.Ready("echo 1.0", call, {"legs": 4})
 
 
 if __name__ == "__main__":

@@ -14,6 +14,11 @@ def test_a_peer_times_itself():
         assert 0.01 <= echo(3) < 1.0
 
 
+def test_one_peer_times_several_calls():
+    with peer.Process(ECHO, {"seconds": {"run": 0.01, "walk": 0.5}}) as echo:
+        assert 0.01 <= echo.side("run")(2) < 0.5 <= echo.side("walk")(1)
+
+
 def test_a_peer_that_cannot_run_gives_its_reason():
     with (
         pytest.raises(peer.MissingError, match="no such thing here"),

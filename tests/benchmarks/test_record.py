@@ -81,6 +81,19 @@ def test_slower_means_ten_percent_and_outside_both_intervals(median, spread, wor
     assert change.ratio == pytest.approx(median)
 
 
+@pytest.mark.parametrize(("processor", "worse"), [(1.0, False), (1.2, True)])
+def test_the_processor_decides_where_the_clock_is_noisy(processor, worse):
+    def noisy(seconds, busy):
+        spread = busy, 0.99 * busy, 1.01 * busy
+        return timing(seconds, 0.4, variation=0.5)._replace(work=spread)
+
+    base = [Row("a/b", timing=noisy(1.0, 1.0), value=1.0)]
+    new = [Row("a/b", timing=noisy(3.0, processor), value=1 / 3)]
+    (change,) = record.changes(new, base)
+    assert change.worse is worse
+    assert change.ratio == pytest.approx(processor)
+
+
 def test_a_larger_value_is_worse_where_less_is_better():
     base = [Row("a/bytes", value=100.0, higher_is_better=False)]
     (up,) = record.changes([base[0]._replace(value=150.0)], base)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from benchmarks import measure, record, runner
+from benchmarks import curves, measure, record, runner
 from benchmarks.record import Row
 
 BENCHES = runner.benches()
@@ -78,6 +78,24 @@ def test_a_baseline_of_another_machine_is_refused(monkeypatch, tmp_path):
 def test_an_unknown_bench_names_those_there_are():
     with pytest.raises(SystemExit, match=r"'nosuch'.*machine"):
         runner.main(["-k", "nosuch"])
+
+
+def test_accelerators_are_not_measured_where_there_are_none():
+    with pytest.raises(SystemExit, match=r"--tier accel .* only CPUs here"):
+        runner.main(["--tier", "accel"])
+
+
+def test_a_sweep_is_drawn_beside_the_results(monkeypatch, tmp_path):
+    sweep = [
+        Row("x/y", f"{n:,} environments, 4 steps", value=10.0 * n, unit="steps/s")
+        for n in (1024, 1, 32)
+    ]
+    monkeypatch.setattr(runner, "benches", lambda: one("x", lambda settings: sweep))
+    out = tmp_path / "rows.jsonl"
+    assert runner.main(["--smoke", "--out", str(out)]) == 0
+    assert (tmp_path / "rows.png").stat().st_size > 1000
+    assert curves.of(sweep) == {"x/y": [(1, 10.0), (32, 320.0), (1024, 10240.0)]}
+    assert curves.of(sweep[:2]) == {}
 
 
 def test_rows_know_which_fraction_of_the_peak_they_reach():

@@ -26,6 +26,14 @@ def test_leading_axes_are_carried_along(key):
     np.testing.assert_allclose(mlp.apply(params, x), one_by_one, atol=1e-6)
 
 
+def test_elu_is_the_librarys_but_for_rounding_and_so_is_its_slope():
+    x = jnp.array([-50.0, -1.0, -1e-3, -1e-9, 0.0, 1e-9, 2.0])
+    ours = nn.mlp.activation_function("elu")
+    np.testing.assert_allclose(ours(x), jax.nn.elu(x), atol=1e-7)
+    slope = jax.vmap(jax.grad(ours))(x)
+    np.testing.assert_allclose(slope, jax.vmap(jax.grad(jax.nn.elu))(x), atol=1e-7)
+
+
 def test_an_unknown_activation_is_refused(key):
     with pytest.raises(ValueError, match=r"activation must be .* got 'relux'"):
         nn.MLP((2, 2), "relux").init(key, jnp.zeros(3))
