@@ -3,7 +3,9 @@
 A trajectory model trained on squared error smooths the noise of a stochastic system
 away. Told the noise of every step as standard normal innovations xi, the trajectory is
 a deterministic function of start, actions and xi; drawing xi once per trajectory then
-gives the noise back, at any number of network calls.
+gives the noise back, at any number of network calls. The head rolled out with xi is
+close to that function already: a trajectory model that corrects it keeps what a model
+of its own would smooth.
 
     xi_t = whiten(s_{t+1} - mean(s_t, a_t)),   mean and spread from a Gaussian head
 
@@ -20,6 +22,7 @@ from jaxwm import nn
 from jaxwm.types import Params
 
 _MOST = 6.0  # innovations are cut here while the head is young
+_FARTHEST = 10.0  # where a rolled out head is cut, in standard deviations of the data
 
 
 def innovations(
@@ -50,22 +53,41 @@ def head_loss(
     valid: Float[Array, " {obs.shape[0]-1}"],
     *,
     picks: int = 2,
+    jitter: float = 0.02,
 ) -> Float[Array, ""]:
     """Squared error of the mean, and negative log-likelihood of the spread in nats.
 
-    The spread is fitted to residuals whose mean is held still: fitted together, a
-    young mean is excused by a wide spread. Both are means over entries of `picks`
-    transitions, drawn with `key`: neighbours tell the head little that is new.
+    The mean is fitted from states that are moved a little, to where the true ones go:
+    rolled out, it then leads back to the data instead of keeping an error (a cosine and
+    sine that are no angle's) for ever, which looks like noise that never changes. The
+    spread is fitted to residuals of the true states whose mean is held still: fitted
+    together, a young mean is excused by a wide spread.
+
+    Args:
+        key: draws transitions and jitter.
+        head: the network.
+        params: its parameters.
+        obs: rows of a window, normalised.
+        action: likewise.
+        valid: 1 where the step out of a row is known.
+        picks: transitions looked at: neighbours tell the head little that is new.
+        jitter: standard deviation of the moves, in standard deviations of the data.
     """
+    pick_key, jitter_key = jax.random.split(key)
 
-    def one(i):
-        mean, lower, scale = head.apply(params, jnp.concatenate([obs[i], action[i]]))
-        residual = obs[i + 1] - obs[i] - mean
+    def one(i, move):
+        lower, scale, residual = predicted(obs[i], i)
         xi = nn.whiten(jax.lax.stop_gradient(residual), lower, scale)
-        return jnp.mean(residual**2) + jnp.mean(0.5 * xi**2 + jnp.log(scale))
+        _, _, error = predicted(obs[i] + move, i)
+        return jnp.mean(error**2) + jnp.mean(0.5 * xi**2 + jnp.log(scale))
 
-    index = jax.random.randint(key, (picks,), 0, valid.shape[0])
-    return jnp.mean(jnp.where(valid[index] > 0, jax.vmap(one)(index), 0.0))
+    def predicted(before, i):
+        mean, lower, scale = head.apply(params, jnp.concatenate([before, action[i]]))
+        return lower, scale, obs[i + 1] - before - mean
+
+    index = jax.random.randint(pick_key, (picks,), 0, valid.shape[0])
+    moves = jitter * jax.random.normal(jitter_key, (picks, obs.shape[-1]))
+    return jnp.mean(jnp.where(valid[index] > 0, jax.vmap(one)(index, moves), 0.0))
 
 
 def roll_head(
@@ -75,11 +97,15 @@ def roll_head(
     action: Float[Array, "T A"],
     innovation: Float[Array, "T O"],
 ) -> Float[Array, "T O"]:
-    """The head alone, rolled out: the baseline for models conditioned on its noise."""
+    """The head rolled out from an observation, its noise given.
+
+    What a model conditioned on the innovations corrects, and its baseline.
+    """
 
     def step(obs, row):
         action, xi = row
         mean, lower, scale = head.apply(params, jnp.concatenate([obs, action]))
-        return obs + mean + nn.colour(xi, lower, scale), obs
+        after = obs + mean + nn.colour(xi, lower, scale)
+        return jnp.clip(after, -_FARTHEST, _FARTHEST), obs
 
     return jax.lax.scan(step, obs, (action, innovation))[1]

@@ -8,7 +8,8 @@ batch.
 Departs: by default four network calls, actions not scaled by the level but clipped to
 the environment's bounds, and set to `mean + stddev * eps` with eps fixed for a whole
 trajectory. `PAPER` is the published mode: every level is visited and actions climb the
-policy's score by a tuned rate.
+policy's score by a tuned rate. For stochastic dynamics the network is told the process
+noise as innovations of a one-step head, and corrects what the head rolls out with them.
 """
 
 import dataclasses
@@ -76,7 +77,8 @@ class Config:
     soft_terminal: bool = True  # discount falls with the terminal channel, else at 0.5
     terminal_floor: float = 0.2  # smallest spread that terminals are divided by
     # Stochastic dynamics: "innovations" conditions on the whitened residuals of a
-    # Gaussian one-step head, drawn once per imagined trajectory.
+    # Gaussian one-step head, drawn once per imagined trajectory, and on what that head
+    # makes of them.
     process_noise: Literal["none", "innovations"] = "none"
     head_width: int = 128  # hidden units of that head, two layers
 
@@ -180,7 +182,7 @@ def polygrad(config: Config, spec: EnvSpec) -> WorldModel:
 
     def init(key: Key[Array, ""]) -> ModelState:
         network_key, head_key = jax.random.split(key)
-        inputs = jnp.zeros((config.horizon, act_size + has_noise * obs_size))
+        inputs = jnp.zeros((config.horizon, act_size + 2 * has_noise * obs_size))
         params = {
             "network": network.init(
                 network_key, jnp.zeros(row_shape), inputs, jnp.zeros(())
@@ -205,13 +207,19 @@ def polygrad(config: Config, spec: EnvSpec) -> WorldModel:
         def predict(x, level, action):
             if config.clip_actions:
                 action = jnp.clip(action, *bounds)
-            if config.scale_actions:
-                action = level.signal * action
-            if has_noise:
-                action = jnp.concatenate([action, innovation], -1)
             index = config.time == "index"
             time = level.time if index else diffusion.log_sigma(level)
-            return network.apply(params["network"], x, action, time)
+            read = level.signal * action if config.scale_actions else action
+            if not has_noise:
+                return network.apply(params["network"], x, read, time)
+            # Alone the network smooths what it is told; rolled out step by step, noise
+            # arrives whole, and what is left to predict is the head's error.
+            rolled = innovations.roll_head(
+                head, buffers["ema"]["head"], start[:obs_size], action, innovation
+            )
+            read = jnp.concatenate([read, innovation, rolled], -1)
+            rolled = jnp.pad(rolled, ((0, 0), (0, 2)))
+            return rolled + network.apply(params["network"], x - rolled, read, time)
 
         known = lambda x: jnp.where(is_known, start, x)
         return diffusion.denoiser(predict, diffusion.predict_x0, known=known), known
@@ -299,7 +307,7 @@ def polygrad(config: Config, spec: EnvSpec) -> WorldModel:
         decay = jnp.minimum(config.ema, (1 + updates) / (10 + updates))
         decay = jnp.where(updates < config.ema_start, 0.0, decay)
         average = jax.lax.cond(
-            (updates % config.ema_every == 0) | (updates < config.ema_start),
+            updates % config.ema_every == 0,
             lambda: tree.ema(state.buffers["ema"], state.params, decay),
             lambda: state.buffers["ema"],
         )
