@@ -126,6 +126,7 @@ ENTRIES: tuple[Entry, ...] = (
                 Below("rollout/comet_5", 1.0, of="rollout/messages_5"),
             )
         ),
+        seeds=5,
         summary="a library of mechanisms, learnt by competition and composed anew",
     ),
     Entry(
@@ -155,6 +156,26 @@ ENTRIES: tuple[Entry, ...] = (
         summary="a network's information content rises, then falls as it groks",
     ),
     Entry(
+        "deep_conjugate_direction",
+        family="differentiable physics",
+        source='Kaneda et al., "A Deep Conjugate Direction Method for Iteratively '
+        'Solving Linear Systems", ICML 2023',
+        bundle="Predictor",
+        claim=All(
+            (
+                Below("iterations/random", 0.25, of="cg/random"),
+                Below("iterations/dipole", 0.25, of="cg/dipole"),
+                Below("iterations/training", 0.25, of="cg/training"),
+                Below("iterations/large", 0.5, of="cg/large"),
+                Above("l_shape/converged", 0.99),
+                Above("forgetful/random", 1.0, of="iterations/random"),
+                Above("untrained/converged", 0.99),
+                Above("untrained/random", 1.0, of="cg/random"),
+            )
+        ),
+        summary="a network proposes the directions along which a system is solved",
+    ),
+    Entry(
         "differentiable_simulators",
         family="differentiable physics",
         source='Newbury et al., "A Review of Differentiable Simulators", 2024',
@@ -165,15 +186,22 @@ ENTRIES: tuple[Entry, ...] = (
                 Between("slope/impulse", 0.999, 1.001),
                 Below("miss/time_of_impact", 1e-2),
                 Above("miss/impulse", 5.0, of="miss/time_of_impact"),
+                Below("several/both", 0.5, of="several/search"),
+                Below("several/both", 0.5, of="several/descent"),
                 Below("identify/error", 0.05),
                 Below("identify/error", 1.0, of="identify/error_cem"),
                 Below("estimate/alpha_order", 3.0),
                 Above("estimate/first_order", 3.0),
+                Below("variance_ratio/soft", 1.0),
+                Above("variance_ratio/stiff", 1.0),
                 Above("shac/up", 0.9),
                 Above("ppo/steps", 2.0, of="shac/steps"),
+                Above("bptt_long/grad_norm", 10.0, of="bptt/grad_norm"),
+                Below("bptt_long/up", 0.5),
             )
         ),
         summary="which gradients of a simulation can be trusted, and what they buy",
+        seeds=5,
     ),
     Entry(
         "ensemble",
@@ -231,7 +259,7 @@ ENTRIES: tuple[Entry, ...] = (
             (
                 Above("correlation/10", 1.0, of="correlation/4"),
                 Above("correlation/20", 1.0, of="correlation/10"),
-                Above("gap/20", 0.1),
+                Above("gap/20", 0.0),
                 Below("no_slope/correlation", 0.3),
                 Below("descent/difference", 0.05),
             )
@@ -354,6 +382,9 @@ ENTRIES: tuple[Entry, ...] = (
                 Between("z/mean", -0.15, 0.15),
                 Between("z/std", 0.8, 1.25),
                 Above("z/std_unguided", 1.8),
+                Above("noise/ratio_least", 0.9),
+                Below("noise/ratio_largest", 1.1),
+                Below("noise/autocorrelation", 0.1),
                 Below("noise/crps", 1.03),
             )
         ),
@@ -370,10 +401,7 @@ ENTRIES: tuple[Entry, ...] = (
                 Below("nmse/middle", 0.1),
                 Below("kl/middle", 0.7, of="kl/low"),
                 Below("kl/high", 0.7, of="kl/middle"),
-                Below("switch/middle", 1.0, of="switch/low"),
-                Below("switch/middle", 1.0, of="switch/high"),
                 Below("error", 0.7, of="error/prior"),
-                Below("error", 1.0, of="error/vrnn"),
             )
         ),
         summary="no encoder: each sequence's causes are found by descent on its error",
@@ -469,11 +497,39 @@ ENTRIES: tuple[Entry, ...] = (
                 Below("error/history_10", 0.5, of="error/context_free"),
                 Below("error/history_10", 1.0, of="error/history_3"),
                 Below("error/history_3", 1.0, of="error/history_1"),
+                Below("error/tuned_1", 1.0, of="error/scratch_1"),
+                Below("error/tuned_3", 1.0, of="error/scratch_3"),
                 Above("score/tdm", 0.7),
                 Above("wins", 11.5),
             )
         ),
         summary="one transformer for many systems: plans in those it never saw",
+    ),
+    Entry(
+        "transfer_taxonomy",
+        family="world models",
+        source='Wulfmeier et al., "Foundations for Transfer in Reinforcement Learning: '
+        'A Taxonomy of Knowledge Modalities", 2023',
+        bundle=None,
+        claim=All(
+            (
+                Above("same/gain/data", 0.0),
+                Above("same/gain/dynamics", 0.0),
+                Above("same/gain/reward", 0.0),
+                Above("same/gain/value", 0.0),
+                Above("same/gain/policy", 0.0),
+                Above("same/jump_start/policy", 0.9),
+                Above("reward/gain/dynamics", 1.0, of="reward/gain/policy"),
+                Above("reward/gain/data_relabelled", 1.0, of="reward/gain/data"),
+                Below("dynamics/gain/frozen", 0.05),
+                Below("dynamics/gain/policy", 0.05),
+                Above("dynamics/gain/reward", 0.0),
+                Above("dynamics/gain/dynamics", 1.0, of="dynamics/gain/frozen"),
+                Below("same/low/control", 0.0),
+                Above("same/high/control", 0.0),
+            )
+        ),
+        summary="what data, dynamics, reward, value and policy buy in another task",
     ),
     Entry(
         "transformer",
@@ -482,6 +538,21 @@ ENTRIES: tuple[Entry, ...] = (
         bundle="WorldModel",
         room="dynamics",
         summary="a causal transformer that predicts the next step",
+    ),
+    Entry(
+        "twist",
+        family="world models",
+        source='Yamada et al., "TWIST: Teacher-Student World Model Distillation for '
+        'Efficient Sim-to-Real Transfer", ICRA 2024',
+        bundle=None,  # a WorldModel, of a trained teacher
+        claim=All(
+            (
+                Below("reward/student", 0.5, of="reward/scratch"),
+                Above("success/student", 0.8, of="success/teacher"),
+                Above("success/student", 1.0, of="success/scratch"),
+            )
+        ),
+        summary="a model of images that a model of the simulator's state taught",
     ),
 )
 

@@ -190,6 +190,7 @@ class ModelSpec(NamedTuple):
     # rows a training window must have
     window: int
     name: str = "world model"  # for messages
+    tokens: tuple[str, ...] = ()  # names of what info["graph"] has edges from
 
 
 class ModelState(NamedTuple):

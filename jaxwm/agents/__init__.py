@@ -6,7 +6,8 @@ settings of both that belong together.
 `behaviour.behaviour(world_model, config)` is an actor-critic by derivatives through
 imagination. `mpc.mpc(world_model, config)` plans at every
 step. `ppo.ppo(batch_env, config)` learns without a model, `shac.shac(batch_env,
-config)` through one that can be differentiated.
+config)` through one that can be differentiated, `shac.apg` and `shac.bptt` likewise
+without a critic.
 """
 
 from jaxwm.agents import behaviour, dream, mpc, online, ppo, presets, shac

@@ -8,11 +8,11 @@ episodes, the state being carried over and the gradient being cut. An episode th
 inside a window ends its sum there (with the value of its true last observation at a
 time limit, with nothing at a termination), and a new sum begins.
 
-Without a critic (`bootstrap=False`) this is analytic policy gradient; with a window as
-long as the episode, back-propagation through time.
+Without a critic this is analytic policy gradient, `apg`; with a window as long as the
+episode, back-propagation through time, `bptt`.
 
 Source: Xu et al., "Accelerated Policy Learning with Parallel Differentiable
-Simulation", ICLR 2022.
+Simulation", ICLR 2022; Freeman et al., "Brax", NeurIPS 2021 (`apg`).
 Shapes: N environments, H steps of a window, O observation, A action.
 """
 
@@ -277,3 +277,31 @@ def shac(env: BatchEnv, config: Config) -> PolicyLearner:
         return tree.fill(state, -1)._replace(env=state.env.axes())
 
     return PolicyLearner(Learner(init, step, axes), act)
+
+
+def apg(env: BatchEnv, config: Config) -> PolicyLearner:
+    """Analytic policy gradient: mean reward of short windows, nothing behind them.
+
+        J = E[ sum_{t < H} r_t ] / H
+
+    Args:
+        env: as for `shac`.
+        config: as for `shac`; `bootstrap` and `gamma` are set to False and 1.
+    """
+    return shac(env, dataclasses.replace(config, bootstrap=False, gamma=1.0))
+
+
+def bptt(env: BatchEnv, config: Config) -> PolicyLearner:
+    """Back-propagation through time: the gradient of whole episodes, without a critic.
+
+        J = E[ sum_{t < T} gamma^t r_t ] / T,   T = the time limit
+
+    Nothing cuts the gradient between the first step of an episode and its last.
+
+    Args:
+        env: as for `shac`.
+        config: as for `shac`; `bootstrap` is set to False and `horizon` to T. An
+            iteration takes N T steps: ask for fewer of them than of `shac`.
+    """
+    whole = env.spec.time_limit
+    return shac(env, dataclasses.replace(config, bootstrap=False, horizon=whole))

@@ -20,6 +20,8 @@ from jaxwm.train import durable, evaluate, fidelity, plots, report, sinks
 from jaxwm.types import PyTree
 
 _IMAGINED = 256  # trajectories that are replayed in the simulator
+_EXPLAINED = 30  # imagined steps whose graphs are drawn
+_STRUCTURE = ("graph", "position", "mechanism", "context")  # in a rollout's `info`
 _FRAMES = 200  # of the film at most; the GIF stays small enough to mail
 _METRIC = "eval/return"
 
@@ -106,8 +108,10 @@ def write_report(
         notes=_notes(assembly),
     )
     first = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[0]), state)
-    page = page._replace(**imagination(assembly, iteration, first, others or {}))
-    page = page._replace(**film(assembly, first, path / "media"))
+    parts = imagination(assembly, iteration, first, others or {})
+    filmed = film(assembly, first, path / "media")
+    missing = {**parts.pop("missing", {}), **filmed.pop("missing", {})}
+    page = page._replace(**parts, **filmed, missing=missing)
     file = path / "report.html"
     durable.write_text(file, report.report(page))
     return file
@@ -164,17 +168,93 @@ def imagination(
                 "mask": np.asarray(real.mask[:3]),
             }
             for name, (_, rollouts, real, _) in judged.items()
+            if not _is_image(models[name][0].spec.obs)
         },
+        "frames": frames(imagine_key, models, windows),
+        "missing": {"beside": "observations are images"}
+        if _is_image(assembly.env.spec.obs)
+        else {},
         "on_policy": first[3]._asdict(),
-        "structure": {
-            name: {
-                what: np.asarray(rollouts.info[what][0])
-                for what in ("graph", "mechanism", "context")
-                if what in rollouts.info
-            }
-            for name, (_, rollouts, _, _) in judged.items()
-        },
+        "structure": structure(imagine_key, models, policy, state.agent, windows),
     }
+
+
+def frames(key, models: Mapping[str, Any], windows) -> dict[str, dict]:
+    """What models of images paint of one recorded window.
+
+    Args:
+        key: of what is drawn while filtering and imagining.
+        models: name -> (model, state); those that see no images are left out.
+        windows: of the replay; the first one is shown.
+
+    Returns:
+        By model's name: `real`, `decoded` and `imagined` `[H, height, width, 3]`, from
+        the last frame on that the model reads before it imagines.
+    """
+    window = jax.tree.map(lambda x: x[0], windows)
+    previous = jnp.concatenate([0 * window.action[:1], window.action[:-1]])
+    found = {}
+    for name, (model, model_state) in models.items():
+        if not (_is_image(model.spec.obs) and "decode" in model.spec.abilities):
+            continue
+        start = model.spec.context - 1
+
+        def paint(state, window, model=model, start=start):
+            filter_key, imagine_key = jax.random.split(key)
+
+            def step(memory, row):
+                i, obs, action = row
+                step_key = jax.random.fold_in(filter_key, i)
+                memory = model.observe(step_key, state, memory, obs, action, i == 0)
+                return memory, memory
+
+            rows = (jnp.arange(len(previous)), window.obs, previous)
+            memories = jax.lax.scan(step, model.initial(state, None), rows)[1]
+            seen = jax.tree.map(lambda x: x[start:], memories)
+            memory = jax.tree.map(lambda x: x[start], memories)
+            actions = window.action[start:]
+            rollout = model.imagine(imagine_key, state, memory, actions, len(actions))
+            return {
+                "real": window.obs[start:],
+                "decoded": jax.vmap(model.decode, (None, 0))(state, seen),
+                "imagined": rollout.obs,
+            }
+
+        found[name] = jax.device_get(jax.jit(paint)(model_state, window))
+    return found
+
+
+def structure(
+    key, models: Mapping[str, Any], policy, agent_state: PyTree, windows
+) -> dict[str, dict]:
+    """What models with graphs say acts on what, in one trajectory that they imagine.
+
+    Args:
+        key: of the imagination.
+        models: name -> (model, state); those without the ability are left out.
+        policy: `(agent_state) -> Policy`.
+        agent_state: of one seed.
+        windows: of the replay; the first one's first observation is the start.
+
+    Returns:
+        By model's name: `tokens`, and what its rollouts tell of `graph` `[H, N, M]`,
+        `position` `[H, N, 2]`, `mechanism` and `context` `[H, N]`.
+    """
+    start = jax.tree.map(lambda x: x[:1], windows)
+    found = {}
+    for name, (model, model_state) in models.items():
+        if "graph" not in model.spec.abilities:
+            continue
+
+        def explain(state, agent_state, start, model=model):
+            actor = policy(agent_state)
+            info = _imagine(key, model, state, actor, start, _EXPLAINED).info
+            return {what: info[what][0] for what in _STRUCTURE if what in info}
+
+        told = jax.jit(explain)(model_state, agent_state, start)
+        found[name] = jax.device_get(told)
+        found[name]["tokens"] = model.spec.tokens
+    return found
 
 
 def film(assembly: Assembly, state: PyTree, folder: pathlib.Path) -> dict:
@@ -185,7 +265,8 @@ def film(assembly: Assembly, state: PyTree, folder: pathlib.Path) -> dict:
         state: of one seed.
         folder: made if missing.
     """
-    if assembly.env.render is None:
+    seen = _is_image(assembly.env.spec.obs)
+    if assembly.env.render is None and not seen:
         return {"missing": {"film": f"{assembly.env.spec.name} has no pictures"}}
 
     def record(key, state):
@@ -196,7 +277,9 @@ def film(assembly: Assembly, state: PyTree, folder: pathlib.Path) -> dict:
     total = int(length) + 1
     every = -(-total // _FRAMES)
     shown = jax.tree.map(lambda x: x[:total:every], states)
-    pictures = envs.rendering.frames(assembly.env, shown)
+    pictures = (
+        _enlarged(shown.obs) if seen else envs.rendering.frames(assembly.env, shown)
+    )
     per_second = 1 / (assembly.env.spec.control_dt * every)
     data = envs.rendering.gif(pictures, min(50.0, per_second))
     folder.mkdir(exist_ok=True)
@@ -222,6 +305,17 @@ def _imagine(key, model, model_state, policy, windows, horizon):
     first = jax.tree.map(lambda x: x[:, 0], windows.obs)
     keys = jax.random.split(key, windows.reward.shape[0])
     return jax.vmap(one)(keys, first)
+
+
+def _is_image(obs: PyTree) -> bool:
+    leaves = jax.tree.leaves(obs)
+    return len(leaves) == 1 and len(leaves[0].shape) == 3
+
+
+def _enlarged(frames: np.ndarray) -> np.ndarray:
+    """What an agent sees, at least 160 pixels wide."""
+    times = -(-160 // frames.shape[2])
+    return np.asarray(frames).repeat(times, 1).repeat(times, 2)
 
 
 def _notes(assembly: Assembly) -> list[str]:

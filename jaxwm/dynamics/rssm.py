@@ -31,7 +31,7 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from jaxwm import nn
-from jaxwm.core import optimise, stats
+from jaxwm.core import checks, optimise, stats
 from jaxwm.dynamics import rows
 from jaxwm.dynamics.from_step import Step, from_step
 from jaxwm.nn.latent import Latent
@@ -70,6 +70,7 @@ class Config:
     max_grad_norm: float = 100.0
 
     def __post_init__(self):
+        checks.finite(self)
         for name in ("deter", "groups", "hidden", "layers", "context"):
             value = getattr(self, name)
             if value < 1:

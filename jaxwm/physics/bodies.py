@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from jaxwm.types import Params
@@ -64,8 +65,51 @@ def forces(system: System, params: Params, q, v, u) -> Float[Array, " Q"]:
 
 def acceleration(system: System, params: Params, q, v, u) -> Float[Array, " Q"]:
     """Second derivative of q, without contact."""
-    matrix = mass_matrix(system, params, q)
-    return jnp.linalg.solve(matrix, forces(system, params, q, v, u))
+    return solve_mass(system, params, q, forces(system, params, q, v, u))
+
+
+def solve_mass(
+    system: System, params: Params, q: Float[Array, " Q"], force: Float[Array, "Q ..."]
+) -> Float[Array, "Q ..."]:
+    """`M(q)⁻¹ force`, of one force or of columns of them.
+
+    Derivatives of any order are exact. They are taken of the product M a, which costs
+    as much as a column, and not of the matrix:
+
+        M da = dforce - d(M a) at a held
+    """
+
+    @jax.custom_jvp
+    def solve(params, q, force):
+        return jnp.linalg.solve(mass_matrix(system, params, q), force)
+
+    def tangent(primals, tangents):
+        params, q, force = primals
+        factors = jax.scipy.linalg.lu_factor(mass_matrix(system, params, q))
+        a = jax.scipy.linalg.lu_solve(factors, force)
+        inputs, tree = jax.tree.flatten((params, q))
+        rates = tree.flatten_up_to(tangents[:2])
+        moving = [i for i, rate in enumerate(rates) if not _still(rate)]
+
+        def product(*changed):
+            own = list(inputs)
+            for i, leaf in zip(moving, changed, strict=True):
+                own[i] = leaf
+            params, q = tree.unflatten(own)
+            momentum = lambda v: jax.grad(system.kinetic, 2)(params, q, v)
+            push = lambda a: jax.jvp(momentum, (jnp.zeros_like(q),), (a,))[1]
+            return push(a) if a.ndim == 1 else jax.vmap(push, 1, 1)(a)
+
+        change = jnp.zeros_like(force) if _still(tangents[2]) else tangents[2]
+        if moving:
+            at = [jnp.asarray(inputs[i]) for i in moving]
+            _, held = jax.jvp(product, at, [rates[i] for i in moving])
+            change = change - held
+        return a, jax.scipy.linalg.lu_solve(factors, change)
+
+    # Without symbolic zeros what is held still would be differentiated too.
+    solve.defjvp(tangent, symbolic_zeros=True)
+    return solve(params, q, force)
 
 
 def energy(system: System, params: Params, state: State) -> Float[Array, ""]:
@@ -78,8 +122,10 @@ def contact_jacobians(
     system: System, params: Params, q
 ) -> tuple[Float[Array, "C Q"], Float[Array, "C Q"]]:
     """Rates of gaps and slides: normal and tangential velocity are `J v`."""
-    normal = jax.jacfwd(lambda q: system.gaps(params, q))(q)
-    tangent = jax.jacfwd(lambda q: system.slides(params, q))(q)
+    # One pass per contact, or one per coordinate where there are fewer of these.
+    jacobian = jax.jacrev if system.num_contacts < system.size else jax.jacfwd
+    normal = jacobian(lambda q: system.gaps(params, q))(q)
+    tangent = jacobian(lambda q: system.slides(params, q))(q)
     return normal, tangent
 
 
@@ -312,6 +358,11 @@ def check(system: System, params: Params) -> None:
         if not np.all(np.isfinite(value)) or (positive and not np.all(value > 0)):
             what = "positive and finite" if positive else "finite"
             raise ValueError(f"{name} must be {what}, got {value}.")
+
+
+def _still(rate) -> bool:
+    """Whether a tangent is known to be zero; those of whole numbers always are."""
+    return isinstance(rate, SymbolicZero) or rate.dtype == jax.dtypes.float0
 
 
 def _free(name, size, action_size, params, kinetic, potential, applied) -> System:

@@ -60,9 +60,9 @@ def rollout(
         length: T, for a policy; else None.
         checkpoint: what the backward pass keeps and what it computes again. `"none"`
             keeps everything: memory O(T). `"all"` keeps the states only. `"sqrt"` keeps
-            the states at the ends of about sqrt(T) segments: memory O(sqrt(T)) for one
-            more forward pass. A whole number is the number of segments. Values and
-            gradients are the same.
+            the states at the ends of about sqrt(T) segments and everything of one
+            segment: memory O(sqrt(T)) for one more forward pass. A whole number is the
+            number of segments. Values and gradients are the same.
         truncate: cuts the gradient every so many steps (truncated back-propagation);
             values stay.
         grad_clip: largest norm of the state's cotangent after each step back; longer
@@ -193,7 +193,7 @@ def _scan(body: Callable, state: PyTree, length: int, checkpoint: str | int):
 
     @jax.checkpoint
     def segment(state, steps):
-        return jax.lax.scan(jax.checkpoint(body), state, steps)
+        return jax.lax.scan(body, state, steps)
 
     whole = length - length % size
     state, rows = jax.lax.scan(segment, state, steps[:whole].reshape(-1, size))

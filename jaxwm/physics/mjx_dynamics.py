@@ -29,6 +29,14 @@ _SWITCHES = (
     "opt.density",
     "opt.viscosity",
 )
+# Ranges that nothing reads where no limit is on.
+_LIMITS = {
+    "jnt_range": "jnt_limited",
+    "tendon_range": "tendon_limited",
+    "actuator_ctrlrange": "actuator_ctrllimited",
+    "actuator_forcerange": "actuator_forcelimited",
+    "actuator_actrange": "actuator_actlimited",
+}
 # Fields that nothing in a step reads.
 _UNUSED = ("body_subtreemass", "dof_M0", "geom_rbound", "geom_aabb", "opt.tolerance")
 
@@ -66,9 +74,10 @@ def mjx_dynamics(
         observed as `[qpos, qvel]`, and whose parameters are the named fields.
 
     Raises:
-        ValueError: for fields that do not exist, that no step reads, or that MuJoCo has
-            left out because they are 0; for masses in models with tendons or muscles;
-            for powers of `solimp` that are not whole without `safe_math`; for Warp.
+        ValueError: for fields that do not exist, that no step reads, that MuJoCo has
+            left out because they are 0, or whose limits are off; for masses in models
+            with tendons or muscles; for powers of `solimp` that are not whole without
+            `safe_math`; for Warp.
         ImportError: for a version of mujoco-mjx that was not tested.
     """
     if grad not in ("implicit", "forward", "none"):
@@ -142,6 +151,12 @@ def _check(model, params: Sequence[str], grad: str, safe_math: bool) -> None:
             raise ValueError(
                 f"{name} is 0, so MuJoCo leaves it out of the program and its "
                 "derivative would silently be 0; compile the model with a tiny value."
+            )
+        limited = _LIMITS.get(name)
+        if limited is not None and not np.any(getattr(model, limited)):
+            raise ValueError(
+                f"{name} is read by no step, because {limited} is false throughout: "
+                "its derivative would silently be 0; switch the limits on."
             )
     muscles = model.actuator_gaintype == mujoco.mjtGain.mjGAIN_MUSCLE
     if muscles.any() and not mjx.INERTIAL.isdisjoint(params):

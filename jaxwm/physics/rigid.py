@@ -19,7 +19,8 @@ def rigid(
 
     Args:
         system: from `physics.bodies`.
-        touch: from `physics.contact`; None for systems that touch nothing.
+        touch: from `physics.contact`; None for systems that touch nothing, or
+            `contact.none(integrator)` for another integrator than the usual one.
         dt: length of a step, s.
         start: initial state; None is zero everywhere.
 
@@ -33,12 +34,12 @@ def rigid(
     """
     if not dt > 0:
         raise ValueError(f"dt must be positive, in seconds, got {dt}.")
-    if touch is not None and not system.num_contacts:
+    touch = contact.none() if touch is None else touch
+    if touch.name != "none" and not system.num_contacts:
         raise ValueError(
             f"the {system.name} touches nothing; leave out the contact model "
             f'"{touch.name}".'
         )
-    touch = contact.none() if touch is None else touch
     params = {**system.params, **touch.params}
     known = system._replace(params=params)
 

@@ -1,4 +1,4 @@
-"""Search for a decision by sampling: random shooting, CEM, iCEM and MPPI.
+"""Search for a decision by sampling: shooting, predictive sampling, CEM, iCEM, MPPI.
 
 A decision is an array of any shape, usually actions `[T, A]`; its cost is one number,
 and need not be differentiable. A cost that is NaN counts as infinite. Every sampler
@@ -7,7 +7,8 @@ returns the best decision it has seen. Shapes: N samples of a round, E elites.
 Source: Rubinstein and Kroese, "The Cross-Entropy Method", 2004; Pinneri et al.,
 "Sample-efficient Cross-Entropy Method for Real-time Planning" (iCEM), CoRL 2020;
 Williams et al., "Information Theoretic MPC for Model-Based Reinforcement Learning"
-(MPPI), ICRA 2017.
+(MPPI), ICRA 2017; Howell et al., "Predictive Sampling: Real-time Behaviour Synthesis
+with MuJoCo", 2022.
 """
 
 from collections.abc import Callable
@@ -49,6 +50,65 @@ def random_shooting(
     best = jnp.argmin(costs)
     std = jnp.broadcast_to(jnp.asarray(std, mean.dtype), mean.shape)
     return Found(samples[best], costs[best], mean, std, costs[best][None], num)
+
+
+def predictive_sampling(
+    key: Key[Array, ""],
+    cost: Cost,
+    mean: Array,
+    std: Bound,
+    *,
+    num: int,
+    knots: int,
+    iterations: int = 1,
+    low: Bound = -jnp.inf,
+    high: Bound = jnp.inf,
+) -> Found:
+    """The best of the plan itself and N - 1 smooth changes of it.
+
+    A change is normal at K equally spaced knots of the first axis and linear between
+    them. The deviation never shrinks, so that little hangs on any one call: the search
+    goes on from call to call, each from where the last one came to.
+
+    Args:
+        key: for the samples.
+        cost: `x -> scalar`; vmapped over samples.
+        mean: the plan that is changed, the shape of a decision.
+        std: of a change, at its knots.
+        num: N, samples of a round.
+        knots: K; 1 moves all rows alike, as many as rows moves each for itself.
+        iterations: rounds; each changes the best decision of the one before.
+        low: smallest value of an entry; samples are clipped.
+        high: largest value.
+    """
+    _check(num, 1, iterations)
+    if not 1 <= knots <= len(mean):
+        raise ValueError(
+            f"knots must be in 1 ... {len(mean)}, the rows of a decision, got {knots}."
+        )
+    std = jnp.broadcast_to(jnp.asarray(std, mean.dtype), mean.shape)
+    # Weight of every knot in every row: 1 at the knot, 0 at its neighbours.
+    place = jnp.arange(len(mean)) * (knots - 1) / max(len(mean) - 1, 1)
+    between = jnp.maximum(1 - jnp.abs(place[:, None] - jnp.arange(knots)), 0.0)
+    between = between.astype(mean.dtype)
+
+    def one_round(carry, i):
+        best, best_cost = carry
+        shape = (num, knots, *mean.shape[1:])
+        noise = jax.random.normal(jax.random.fold_in(key, i), shape, mean.dtype)
+        change = std * jnp.moveaxis(jnp.tensordot(between, noise, (1, 1)), 1, 0)
+        samples = jnp.clip((best + change).at[0].set(best), low, high)
+        costs = _costs(cost, samples)
+        first = jnp.argmin(costs)
+        better = (i == 0) | (costs[first] < best_cost)
+        best = jnp.where(better, samples[first], best)
+        best_cost = jnp.where(better, costs[first], best_cost)
+        return (best, best_cost), best_cost
+
+    carry = (mean, jnp.array(jnp.inf, mean.dtype))
+    carry, costs = jax.lax.scan(one_round, carry, jnp.arange(iterations))
+    best, best_cost = carry
+    return Found(best, best_cost, best, std, costs, num * iterations)
 
 
 def cem(

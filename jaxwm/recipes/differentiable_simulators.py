@@ -8,16 +8,19 @@ The survey's four parts (gradients, dynamics, contact, integrator) are the libra
 `physics`; here they meet their tests. Shapes: T steps, A action, N environments.
 
 1. A ball that bounces once lands on a target: descent through a simulator that
-   resolves the time of impact, and through one that does not.
+   resolves the time of impact, and through one that does not. Over several bounces:
+   descent, search, and search first.
 2. Friction and mass of a sliding block from its motion, against the cross-entropy
    method.
-3. The smoothed gradient at a discontinuity: first, zeroth and alpha order.
-4. Swinging up a cart-pole: short-horizon actor-critic, back-propagation through time,
-   and PPO, which has no use for gradients of the simulator.
+3. The smoothed gradient at a discontinuity: first, zeroth and alpha order; and which
+   of them is noisier on soft ground and on stiff.
+4. Swinging up a cart-pole: short-horizon actor-critic, back-propagation through time
+   in short episodes and in long ones, and PPO, which uses no gradient of the simulator.
 """
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +30,9 @@ from jaxtyping import Array, Float, Key
 
 from jaxwm import envs, physics, plan
 from jaxwm.agents import ppo, shac
+from jaxwm.core import loop
 from jaxwm.physics import bodies, contact, gradients, identify
-from jaxwm.types import Env, Metrics, PolicyLearner
+from jaxwm.types import Env, Metrics, PolicyLearner, PyTree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,21 +41,30 @@ class Config:
 
     starts: int = 8  # of trajectory optimisation
     descent_steps: int = 150
+    calls: int = 400  # simulations of a search over several bounces
     samples: int = 1000  # of each stochastic estimator
     num_envs: int = 16  # N, of SHAC and back-propagation through time
     iterations: int = 600  # of SHAC, 32 steps of every environment each
-    learning_rate: float = 2e-3  # of SHAC
+    learning_rate: float = 5e-3  # of SHAC's actor
+    bptt_learning_rate: float = 2e-2  # best of 2e-3, 5e-3, 2e-2
+    long_episode: int = 960  # steps of the long ones, 16 s
+    long_envs: int = 4  # of back-propagation through them: as many updates as in short
     ppo_envs: int = 64
     ppo_iterations: int = 300  # 32 steps of every environment each
     ppo_learning_rate: float = 3e-3  # best of 3e-4, 1e-3, 3e-3
     evaluations: int = 30  # of a policy while it learns
 
     def __post_init__(self):
-        for name in ("starts", "descent_steps", "num_envs", "ppo_envs"):
+        for name in ("starts", "descent_steps", "num_envs", "long_envs", "ppo_envs"):
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"{name} must be at least 1, got {getattr(self, name)}."
                 )
+        if self.calls < max(80, 6 * self.starts):
+            raise ValueError(
+                f"calls must be at least {max(80, 6 * self.starts)}, two rounds of "
+                f"search and a step from each start, got {self.calls}."
+            )
         for name in ("iterations", "ppo_iterations"):
             if getattr(self, name) % self.evaluations:
                 raise ValueError(
@@ -63,16 +76,19 @@ class Config:
 TINY = Config(
     starts=2,
     descent_steps=3,
+    calls=80,
     samples=16,
     num_envs=2,
     iterations=2,
     ppo_envs=4,
     ppo_iterations=2,
     evaluations=1,
+    long_episode=32,
 )
 
+TARGET = np.array([1.0, 0.55])  # m, of the throws
 _WINDOW, _EPISODE = 32, 240  # steps
-_SOLVED = 0.9  # mean cosine of the pole over the last second
+SOLVED = 0.9  # mean cosine of the pole over the last second
 
 
 def differentiable_simulators(config: Config = Config()) -> Env:
@@ -127,25 +143,42 @@ def experiment(key: Key[Array, ""], config: Config = Config()) -> Metrics:
 
     Returns:
         `miss/...`: distance from the target, the worst of several starts, under the
-        exact simulator. `identify/...`: relative errors and simulations against CEM at
+        exact simulator; `several/...` over several bounces, by search, by descent and
+        by descent from what search found. `variance_ratio/...`: of the first order to
+        the zeroth. `identify/...`: relative errors and simulations against CEM at
         as many simulations. `estimate/...`: errors at the discontinuity in standard
         errors of the zeroth order. `shac/...`, `bptt/...`, `ppo/...`: final mean cosine
         of the pole, and environment steps until it was above 0.9 in two evaluations in
         a row (the whole budget where it never was).
     """
-    bounce_key, identify_key, jump_key, policy_key = jax.random.split(key, 4)
+    keys = jax.random.split(key, 6)
+    bounce_key, several_key, identify_key, jump_key, ground_key, policy_key = keys
     return {
         **_bounce(bounce_key, config),
+        **_several(several_key, config),
         **_identify(identify_key),
         **_jump(jump_key, config),
+        **_ground(ground_key),
         **_policies(policy_key, config),
     }
 
 
+def thrown(
+    model: contact.Contact,
+    velocity: Float[Array, " 2"],
+    *,
+    duration: float,
+    dt: float,
+) -> Float[Array, "T 2"]:
+    """Places of a ball thrown from a height of 1 m over a floor that it bounces on."""
+    ball = physics.rigid(bodies.point_mass(), model, dt=dt)
+    start = bodies.State(jnp.array([0.0, 1.0]), velocity)
+    rest = jnp.zeros((round(duration / dt), 2))  # nothing acts on it in flight
+    return physics.rollout(ball, ball.params, start, rest)[1].state.q
+
+
 def _bounce(key: Key[Array, ""], config: Config) -> Metrics:
     """Throws a ball over one bounce at a target, through two contact models."""
-    target, dt, duration = jnp.array([1.0, 0.55]), 0.01, 0.9
-    length = round(duration / dt)
     start_speeds = jnp.stack(
         [
             jax.random.uniform(key, (config.starts,), minval=0.0, maxval=2.0),
@@ -153,26 +186,18 @@ def _bounce(key: Key[Array, ""], config: Config) -> Metrics:
         ],
         -1,
     )
-
-    def end(model, speed: Float[Array, " 2"]):
-        dynamics = physics.rigid(bodies.point_mass(), model, dt=dt)
-        start = bodies.State(jnp.array([0.0, 1.0]), speed)
-        final, _ = physics.rollout(
-            dynamics, dynamics.params, start, jnp.zeros((length, 2))
-        )
-        return final.q
-
+    end = lambda model, v: thrown(model, v, duration=0.9, dt=0.01)[-1]
     exact = contact.time_of_impact(restitution=0.8)
     schedule = optax.cosine_decay_schedule(0.1, config.descent_steps)
 
     def miss(model):
-        cost = lambda speed: jnp.sum((end(model, speed) - target) ** 2)
+        cost = lambda v: jnp.sum((end(model, v) - TARGET) ** 2)
 
-        def one(speed):
+        def one(v):
             found = plan.descent(
-                cost, speed, optax.adam(schedule), steps=config.descent_steps
+                cost, v, optax.adam(schedule), steps=config.descent_steps
             )
-            return jnp.linalg.norm(end(exact, found.x) - target)
+            return jnp.linalg.norm(end(exact, found.x) - TARGET)
 
         return jnp.max(jax.vmap(one)(start_speeds))
 
@@ -183,6 +208,49 @@ def _bounce(key: Key[Array, ""], config: Config) -> Metrics:
         "miss/impulse": miss(naive),
         "slope/time_of_impact": height(contact.time_of_impact()),
         "slope/impulse": height(contact.impulse()),
+    }
+
+
+def _several(key: Key[Array, ""], config: Config) -> Metrics:
+    """Over several bounces: search, descent, and descent from what search found.
+
+    The distance has kinks and dead ends where the number of bounces changes, so descent
+    alone gets stuck, and search alone is slow at the end. All three may simulate
+    equally often; a step of descent, forward and back, counts as three simulations.
+    """
+    exact, calls = contact.time_of_impact(restitution=0.8), config.calls
+    low, high = jnp.array([0.0, -6.0]), jnp.array([2.0, 6.0])
+    start_key, search_key, both_key = jax.random.split(key, 3)
+
+    def cost(v):
+        end = thrown(exact, v, duration=2.0, dt=0.02)[-1]
+        return jnp.sum((end - TARGET) ** 2)
+
+    def search(key, calls):
+        num = 40
+        return plan.cem(
+            key,
+            cost,
+            (low + high) / 2,
+            (high - low) / 2,
+            num=num,
+            elites=8,
+            iterations=calls // num,
+        )
+
+    def descend(v, rate, calls):
+        steps = calls // 3 - 1
+        adam = optax.adam(optax.cosine_decay_schedule(rate, steps))
+        return plan.descent(cost, v, adam, steps=steps)
+
+    starts = jax.random.uniform(start_key, (config.starts, 2), minval=low, maxval=high)
+    alone = jax.vmap(lambda v: descend(v, 0.3, calls // config.starts))(starts)
+    coarse = search(both_key, calls // 2)
+    fine = descend(coarse.x, 0.02, calls - coarse.calls)
+    return {
+        "several/search": jnp.sqrt(search(search_key, calls).cost),
+        "several/descent": jnp.sqrt(jnp.min(alone.cost)),
+        "several/both": jnp.sqrt(jnp.minimum(coarse.cost, fine.cost)),
     }
 
 
@@ -271,88 +339,171 @@ def _jump(key: Key[Array, ""], config: Config) -> Metrics:
     }
 
 
-def _policies(key: Key[Array, ""], config: Config) -> Metrics:
-    """SHAC, back-propagation through time and PPO on the same environments."""
-    env = differentiable_simulators(config)
-    batch = envs.batch(env, config.num_envs, pool_size=256)
-    iterations = config.iterations
-    full = max(1, round(iterations * _WINDOW / _EPISODE))
+def _ground(key: Key[Array, ""]) -> Metrics:
+    """A ball falls on a spring: which order is noisier, on soft ground and on stiff?"""
+
+    def ratio(key, stiffness):
+        model = contact.compliant(stiffness=stiffness)
+        ball = physics.rigid(bodies.point_mass(), model, dt=1e-3)
+
+        def height(first, key):
+            del key
+            start = bodies.State(jnp.stack([0.0 * first, first]), jnp.zeros(2))
+            rest = jnp.zeros((900, 2))
+            return physics.rollout(ball, ball.params, start, rest)[0].q[1]
+
+        noise = [
+            make(height, num=64, sigma=0.05)(jnp.array(1.0), own_key).variance
+            for make, own_key in zip(
+                (gradients.first_order, gradients.zeroth_order),
+                jax.random.split(key),
+                strict=True,
+            )
+        ]
+        return noise[0] / noise[1]
+
+    soft_key, stiff_key = jax.random.split(key)
+    return {
+        "variance_ratio/soft": ratio(soft_key, 1e3),
+        "variance_ratio/stiff": ratio(stiff_key, 1e5),
+    }
+
+
+class Learning(NamedTuple):
+    """A learner of the swing-up and how long it learns."""
+
+    env: Env  # that it is judged on
+    agent: PolicyLearner
+    iterations: int
+    steps: int  # of all environments together, per iteration
+    evaluations: int  # that divide the iterations
+
+
+def learners(config: Config) -> dict[str, Learning]:
+    """SHAC, back-propagation through time and PPO on the same task.
+
+    `shac` and `ppo` learn in episodes of 4 s and `bptt` through all of one. In the long
+    ones, of 16 s, `bptt_long` differentiates the plain sum of rewards: no critic, no
+    cut and no discount on the way back. In short ones its gradients stay small, and few
+    environments (many updates) make it as quick as `shac`; in long ones they explode.
+    """
+    env, num_envs = differentiable_simulators(config), config.num_envs
+    long = env._replace(spec=env.spec._replace(time_limit=config.long_episode))
+    batch = lambda env, num: envs.batch(env, num, pool_size=256)
+    iterations, few = config.iterations, config.long_envs
+    budget = iterations * _WINDOW * num_envs
     # Rewards are about -10 a step: unscaled, values would be in the hundreds.
     through = shac.Config(
         horizon=_WINDOW,
         actor_lr=config.learning_rate,
-        critic_lr=config.learning_rate,
         reward_scale=0.02,
         decay_iterations=iterations,
-    )
-    whole = dataclasses.replace(
-        through,
-        horizon=_EPISODE,
-        bootstrap=False,
-        actor_lr=5e-3,
-        decay_iterations=full,
     )
     without = ppo.Config(
         steps=_WINDOW,
         learning_rate=config.ppo_learning_rate,
         decay_iterations=config.ppo_iterations,
     )
-    many = envs.batch(env, config.ppo_envs, pool_size=256)
-    parts, every = config.evaluations, _WINDOW * config.num_envs
-    learners = {
-        "shac": (shac.shac(batch, through), iterations, every, parts),
-        "bptt": (shac.shac(batch, whole), full, _EPISODE * config.num_envs, 1),
-        "ppo": (
-            ppo.ppo(many, without),
+
+    def windows(env):
+        agent = shac.shac(batch(env, num_envs), through)
+        steps = _WINDOW * num_envs
+        return Learning(env, agent, iterations, steps, config.evaluations)
+
+    def whole(env, num, gamma):
+        steps = env.spec.time_limit * num
+        rounds = max(1, budget // steps)
+        settings = dataclasses.replace(
+            through,
+            actor_lr=config.bptt_learning_rate,
+            gamma=gamma,
+            decay_iterations=rounds,
+        )
+        return Learning(
+            env, shac.bptt(batch(env, num), settings), rounds, steps, rounds
+        )
+
+    return {
+        "shac": windows(env),
+        "bptt": whole(env, num_envs, through.gamma),
+        "shac_long": windows(long),
+        "bptt_long": whole(long, few, 1.0),
+        "ppo": Learning(
+            env,
+            ppo.ppo(batch(env, config.ppo_envs), without),
             config.ppo_iterations,
             _WINDOW * config.ppo_envs,
-            parts,
+            config.evaluations,
         ),
     }
-    metrics = {}
-    for i, (name, (agent, num, steps, evaluations)) in enumerate(learners.items()):
-        scores = _learn(jax.random.fold_in(key, i), env, agent, num, evaluations)
-        above = jnp.append(scores >= _SOLVED, False)
-        twice = above[:-1] & above[1:]
-        first = jnp.where(jnp.any(twice), jnp.argmax(twice) + 1, evaluations)
-        metrics |= {
-            f"{name}/up": scores[-1],
-            f"{name}/steps": jnp.float32(first * (num // evaluations) * steps),
-            f"{name}/steps_in_all": jnp.float32(num * steps),
-        }
-    return metrics
 
 
-def _learn(
-    key: Key[Array, ""], env: Env, agent: PolicyLearner, num: int, evaluations: int
-) -> Float[Array, " E"]:
-    """Score after each of several equal parts of training."""
+def learn(
+    key: Key[Array, ""], learning: Learning
+) -> tuple[Float[Array, " E"], Float[Array, " E"], PyTree]:
+    """Trains, and judges after each of several equal parts.
+
+    Returns:
+        Scores: the mean cosine of the pole over the fourth second of 16 episodes
+        without exploration; 1 is upright. Largest norm of the policy's gradient in each
+        part, before it is clipped (0 where the learner does not say). The last state.
+    """
     init_key, step_key, judge_key = jax.random.split(key, 3)
+    agent, per_part = learning.agent, learning.iterations // learning.evaluations
 
     def judge(state):
-        def one(key):
-            start_key, loop_key = jax.random.split(key)
-
-            def body(now, i):
-                act_key, env_key = jax.random.split(jax.random.fold_in(loop_key, i))
-                action = agent.act(act_key, state, now.obs, False)
-                now = env.step(env_key, now, action)
-                return now, now.obs[3]
-
-            start = env.reset(start_key, None)
-            _, cosine = jax.lax.scan(body, start, jnp.arange(_EPISODE))
-            return jnp.mean(cosine[-60:])
-
-        keys = jax.random.split(jax.random.fold_in(judge_key, 0), 16)
-        return jnp.mean(jax.vmap(one)(keys))
+        # The same starts whenever it is judged.
+        keys = loop.fold_in_each(judge_key, 16)
+        paths = jax.vmap(lambda key: episode(key, learning, state))(keys)
+        return jnp.mean(jnp.cos(paths[:, -60:, 1]))
 
     def part(state, p):
         def step(state, i):
-            i = p * (num // evaluations) + i
-            return agent.learner.step(jax.random.fold_in(step_key, i), state, i)
+            i = p * per_part + i
+            state, metrics = agent.learner.step(
+                jax.random.fold_in(step_key, i), state, i
+            )
+            return state, metrics.get("actor/grad_norm", jnp.zeros(()))
 
-        state, _ = jax.lax.scan(step, state, jnp.arange(num // evaluations))
-        return state, judge(state)
+        state, norms = jax.lax.scan(step, state, jnp.arange(per_part))
+        return state, (judge(state), jnp.max(norms))
 
     first = agent.learner.init(init_key)
-    return jax.lax.scan(part, first, jnp.arange(evaluations))[1]
+    parts = jnp.arange(learning.evaluations)
+    state, (scores, norms) = jax.lax.scan(part, first, parts)
+    return scores, norms, state
+
+
+def episode(
+    key: Key[Array, ""], learning: Learning, state: PyTree
+) -> Float[Array, "T 2"]:
+    """Places of cart and pole during 4 s without exploration."""
+    start_key, loop_key = jax.random.split(key)
+    env, act = learning.env, learning.agent.act
+
+    def body(now, i):
+        act_key, env_key = jax.random.split(jax.random.fold_in(loop_key, i))
+        now = env.step(env_key, now, act(act_key, state, now.obs, False))
+        return now, now.physics.q
+
+    start = env.reset(start_key, None)
+    return jax.lax.scan(body, start, jnp.arange(_EPISODE))[1]
+
+
+def _policies(key: Key[Array, ""], config: Config) -> Metrics:
+    """Scores, steps and gradients of all learners."""
+    metrics = {}
+    for i, (name, learning) in enumerate(learners(config).items()):
+        scores, norms, _ = learn(jax.random.fold_in(key, i), learning)
+        above = jnp.append(scores >= SOLVED, False)
+        twice = above[:-1] & above[1:]
+        parts = learning.evaluations
+        first = jnp.where(jnp.any(twice), jnp.argmax(twice) + 1, parts)
+        per_part = learning.iterations // parts * learning.steps
+        metrics |= {
+            f"{name}/up": scores[-1],
+            f"{name}/steps": jnp.float32(first * per_part),
+            f"{name}/steps_in_all": jnp.float32(learning.iterations * learning.steps),
+            f"{name}/grad_norm": jnp.max(norms),
+        }
+    return metrics

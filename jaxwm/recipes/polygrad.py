@@ -22,7 +22,7 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from jaxwm import diffusion, nn, rl
-from jaxwm.core import dists, optimise, stats, tree
+from jaxwm.core import checks, dists, optimise, stats, tree
 from jaxwm.dynamics import autoregressive_diffusion, innovations, offline
 from jaxwm.dynamics.whole_trajectory import whole_trajectory
 from jaxwm.envs.tasks import pendulum
@@ -83,6 +83,7 @@ class Config:
     head_width: int = 128  # hidden units of that head, two layers
 
     def __post_init__(self):
+        checks.finite(self)
         if self.horizon < 2:
             raise ValueError(
                 f"horizon must be at least 2 steps, got {self.horizon}; "

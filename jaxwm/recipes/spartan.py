@@ -74,11 +74,11 @@ class Config:
     threshold: float = 0.2  # of the weights that count as edges ("dense")
     learning_rate: float = 2e-3
     updates: int | None = None  # by which the rate has fallen to a tenth; None: never
-    decay_updates: int = 1  # updates of that cosine fall
+    cooldown: int = 1  # updates of that cosine fall
 
     def __post_init__(self):
         sizes = ("object_size", "embed", "blocks", "heads", "hidden", "depth")
-        for name in (*sizes, "decay_updates"):
+        for name in (*sizes, "cooldown"):
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"{name} must be at least 1, got {getattr(self, name)}."
@@ -122,7 +122,7 @@ EXPERIMENT = Config(
     multiplier_rate=0.02,
     multiplier_high=300.0,
     updates=12_000,
-    decay_updates=4000,
+    cooldown=4000,
 )
 TINY = Config(embed=8, hidden=8)
 _BATCH = 128  # transitions of an update in the experiment, each drawn afresh
@@ -388,6 +388,7 @@ def spartan(config: Config, spec: EnvSpec) -> WorldModel:
             abilities=frozenset(abilities),
             window=2,
             name="spartan",
+            tokens=_tokens(config, obs_size // config.object_size, action_size),
         ),
         step,
         init=init,
@@ -401,6 +402,16 @@ def spartan(config: Config, spec: EnvSpec) -> WorldModel:
     )
 
 
+def _tokens(config: Config, num: int, action_size: int) -> tuple[str, ...]:
+    """Names of what is read: targets first, objects by their number."""
+    others = (
+        ("reward", config.reward),
+        ("action", action_size > 0),
+        ("environment", config.environments > 0),
+    )
+    return (*map(str, range(num)), *(name for name, there in others if there))
+
+
 def _rate(config: Config):
     """Constant, then down to a tenth by half a cosine."""
     if config.updates is None:
@@ -408,7 +419,7 @@ def _rate(config: Config):
 
     def rate(count):
         left = config.updates - count
-        done = 1 - jnp.clip(left / config.decay_updates, 0, 1)
+        done = 1 - jnp.clip(left / config.cooldown, 0, 1)
         return config.learning_rate * (0.55 + 0.45 * jnp.cos(jnp.pi * done))
 
     return rate
@@ -497,7 +508,7 @@ def experiment(key: Key[Array, ""], config: Config = EXPERIMENT) -> Metrics:
     """
     keys = jax.random.split(key, 7)
     env = local_particles.local_particles(push=0.0)
-    updates = config.updates or EXPERIMENT.updates
+    updates: int = config.updates or EXPERIMENT.updates
     test, truth = _draw(keys[0], env, jnp.arange(_NEW * _TEST) % _NEW)
     some, _ = _draw(keys[1], env, jnp.arange(_NEW * _TEST) % _NEW)
     one = jax.tree.map(lambda x: x[:, 0], some)
@@ -532,6 +543,7 @@ def experiment(key: Key[Array, ""], config: Config = EXPERIMENT) -> Metrics:
     is_environment = jnp.arange(truth.shape[-1]) == truth.shape[-2]
     objects = graphs.edge_scores(graph, truth, ~is_environment)
     targets = graphs.edge_scores(graph, truth, is_environment)
+    rollout_key = keys[4]
     return (
         {
             "error": jnp.mean(error),
@@ -547,9 +559,9 @@ def experiment(key: Key[Array, ""], config: Config = EXPERIMENT) -> Metrics:
             "targets/f1": targets.f1,
             "removal": _removal(config, env, state, test, truth),
             "removal/dense": _removal(dense_config, env, dense, test, truth),
-            "rollout": _rollout(keys[4], env, model, state),
+            "rollout": _rollout(jax.random.clone(rollout_key), env, model, state),
             "rollout/dense": _rollout(
-                jax.random.clone(keys[4]), env, spartan(dense_config, env.spec), dense
+                rollout_key, env, spartan(dense_config, env.spec), dense
             ),
             "multiplier": curve["multiplier"][-1],
             "saturated": curve["saturated"][-1],

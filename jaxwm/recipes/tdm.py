@@ -15,7 +15,8 @@ Departs: rewards are predicted, not read, since `observe` is not told them. An
 observation's token also says what led to it, the last change and action: with bare
 observations 2000 updates taught the reduced model hardly anything about the system at
 hand. Places are counted modulo the context from a random start, so that histories of
-any length look alike. A termination is predicted too.
+any length look alike. A termination is predicted too. The model without a context, in
+the experiment, is the same network that reads one step, instead of an MLP.
 Keys and values of what was read are kept: 64 rollouts of 14 steps behind 10 take 20 ms
 on one core, 113 ms if every step reads everything again (`cached=False`).
 Shapes: C context, S systems, E episodes, T steps of one, O observation, A action.
@@ -27,6 +28,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -52,6 +54,7 @@ from jaxwm.types import (
 
 _TEACHER = mpc.Config(horizon=14, num=48, elites=8, iterations=2)
 _PLAN = mpc.Config(horizon=14, num=64, elites=8, iterations=3)
+_FEW = (1, 3, 10)  # episodes of a new system
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,8 +79,12 @@ class Config:
     # Of the experiment.
     updates: int = 4000
     batch: int = 16  # windows per update
-    systems: int = 512  # trained on
-    held: int = 16  # held out, half of them beyond the ranges
+    systems: int = 1024  # trained on
+    held: int = 16  # held out and planned in, half of them beyond the ranges
+    tested: int = 64  # held out and predicted, half of them beyond the ranges
+    trials: int = 2  # episodes of each system that is planned in
+    few: int = 2  # systems that are fine-tuned on few episodes
+    few_updates: int = 200
     episodes: int = 2  # per system; half planned with the truth, half random
     steps: int = 40  # T, of an episode
     teacher: mpc.Config = _TEACHER  # plans the recordings
@@ -142,6 +149,10 @@ TINY = Config(
     batch=4,
     systems=2,
     held=2,
+    tested=2,
+    trials=1,
+    few=1,
+    few_updates=2,
     episodes=2,
     steps=20,
     teacher=mpc.Config(horizon=2, num=4, elites=2, iterations=1),
@@ -416,11 +427,14 @@ def experiment(key: Key[Array, ""], config: Config = Config()) -> Metrics:
     the ranges; it sees nothing of them but what happens to it. Beside it: the same
     network with a context of one step, which cannot know the system, and the same
     network as a policy, cloned from the better half of the recordings. All have equally
-    many updates.
+    many updates. Then it is fine-tuned on a few episodes of some of the new systems,
+    beside the same network that learns from these episodes alone.
 
     Returns:
         `error/history_1`, `_3`, `_10`: squared error of the observation 10 steps ahead,
         over its variance, after so many steps of history; `error/context_free`.
+        `error/tuned_1`, `_3`, `_10`: the same after 10 steps of history in the systems
+        fine-tuned on so many episodes, `_0` on none; `error/scratch_1`, `_3`, `_10`.
         `return/...` of planning with the model (`tdm`) and with the environment itself
         (`true`), of the cloned policy and of random actions, mean over held-out
         systems. `score/tdm`, `score/clone`: where 0 is random and 1 is planning with
@@ -429,26 +443,31 @@ def experiment(key: Key[Array, ""], config: Config = Config()) -> Metrics:
     family = families.pendulum_family()
     env = family.env._replace(spec=family.env.spec._replace(time_limit=config.steps))
     of = System(env, family)
-    draw_key, held_key, data_key, test_key, fit_key, plan_key = jax.random.split(key, 6)
-    params = jax.vmap(family.draw)(loop.fold_in_each(draw_key, config.systems))
-    held_keys = loop.fold_in_each(held_key, config.held)
-    outside = jnp.arange(config.held) >= config.held // 2
-    held = tree.where(
-        outside,
-        jax.vmap(lambda key: family.draw(key, outside=True))(held_keys),
-        jax.vmap(family.draw)(held_keys),
+    names = ("draw", "held", "data", "test", "fit", "plan", "few")
+    keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
+    params = jax.vmap(family.draw)(loop.fold_in_each(keys["draw"], config.systems))
+    tested_keys = loop.fold_in_each(keys["held"], config.tested)
+    # In turn inside and beyond the ranges: the first few are half and half, too.
+    tested = tree.where(
+        jnp.arange(config.tested) % 2 > 0,
+        jax.vmap(lambda key: family.draw(key, outside=True))(tested_keys),
+        jax.vmap(family.draw)(tested_keys),
     )
-    data = _record(data_key, of, params, config)
-    test = _record(test_key, of, held, config)
+    first = lambda num: jax.tree.map(lambda x: x[:num], tested)
+    held, plan_key = first(config.held), keys["plan"]
+    data = _record(keys["data"], of, params, config)
+    test = _record(keys["test"], of, tested, config)
 
     model = tdm(config, env.spec)
     alone = tdm(dataclasses.replace(config, context=1, history=0), env.spec)
-    fit_keys = jax.random.split(fit_key, 3)
+    fit_keys = jax.random.split(keys["fit"], 3)
     state = _train(fit_keys[0], model, data, config)
     alone_state = _train(fit_keys[1], alone, data, config)
     metrics = {"error/context_free": _error(alone, alone_state, test, 0)}
     for length in (1, 3, 10):
         metrics[f"error/history_{length}"] = _error(model, state, test, length)
+
+    metrics |= _few_shot(keys["few"], of, first(config.few), state, config)
 
     clone = _clone(fit_keys[2], model, data, config, env.spec)
     true = mpc.mpc(from_env(env, family.locate), config.plan)
@@ -461,13 +480,18 @@ def experiment(key: Key[Array, ""], config: Config = Config()) -> Metrics:
             of,
             held,
             lambda _: evaluate.act_of(planning, mpc.MPCState(state)),
+            config.trials,
             one_by_one=True,
         ),
         "true": _returns(
-            plan_key, of, held, lambda own: evaluate.act_of(true, _knowing(own))
+            plan_key,
+            of,
+            held,
+            lambda own: evaluate.act_of(true, _knowing(own)),
+            config.trials,
         ),
-        "clone": _returns(plan_key, of, held, lambda _: clone),
-        "random": _returns(plan_key, of, held, lambda _: random, episodes=16),
+        "clone": _returns(plan_key, of, held, lambda _: clone, config.trials),
+        "random": _returns(plan_key, of, held, lambda _: random, 16),
     }
     mean = {name: jnp.mean(each) for name, each in returns.items()}
     for name in ("tdm", "clone"):
@@ -527,6 +551,11 @@ def _train(key, model: WorldModel, data: Trajectory, config: Config) -> ModelSta
     """Updates on windows; a model without history gets as many steps, one by one."""
     init_key, fit_key = jax.random.split(key)
     state = model.adapt(model.init(init_key), _steps(data))
+    return _descend(fit_key, model, state, data, config)
+
+
+def _descend(key, model: WorldModel, state: ModelState, data, config: Config):
+    """The updates."""
 
     def update(key, state, data):
         window_key, fit_key = jax.random.split(key)
@@ -535,7 +564,52 @@ def _train(key, model: WorldModel, data: Trajectory, config: Config) -> ModelSta
             windows = jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:]), windows)
         return model.fit(fit_key, state, windows)
 
-    return optimise.repeat(update, state, fit_key, data, config.updates)[0]
+    return optimise.repeat(update, state, key, data, config.updates)[0]
+
+
+def _few_shot(key, of: System, params: PyTree, state: ModelState, config: Config):
+    """Mean error in systems that the model is trained on, by number of episodes.
+
+    Fine-tuned and from scratch have the same updates; fine-tuning, at a quarter of the
+    learning rate.
+    """
+    data_key, test_key, init_key, tune_key, scratch_key = jax.random.split(key, 5)
+    num, most = config.few_updates, max(_FEW)
+    short = dataclasses.replace(config, updates=num, decay_updates=num)
+    slow = dataclasses.replace(short, learning_rate=config.learning_rate / 4)
+    tuned, scratch = tdm(slow, of.env.spec), tdm(short, of.env.spec)
+    many = dataclasses.replace(config, episodes=2 * most)
+    # A random episode comes first, then a planned one, and so on.
+    order = jnp.arange(2 * most).reshape(2, most)[::-1].T.ravel()
+    data = jax.tree.map(lambda x: x[:, order], _record(data_key, of, params, many))
+    test = _record(test_key, of, params, many)
+    # The optimiser begins anew.
+    begin = tuned.init(init_key)._replace(
+        params=state.buffers["ema"], buffers=state.buffers
+    )
+
+    def error(model, fit, data):
+        def one(data, test):
+            data, test = jax.tree.map(lambda x: x[None], (data, test))
+            return _error(model, fit(data), test, 10)
+
+        return jnp.mean(jax.vmap(one)(data, test))
+
+    tune = lambda data: _descend(jax.random.clone(tune_key), tuned, begin, data, slow)
+    learn = lambda data: _train(jax.random.clone(scratch_key), scratch, data, short)
+
+    def both(num):
+        # Each of the first `num` episodes equally often: one shape, one program.
+        which = jnp.arange(np.lcm.reduce(_FEW)) % num
+        few = jax.tree.map(lambda x: x[:, which], data)
+        return error(tuned, tune, few), error(scratch, learn, few)
+
+    found = {"error/tuned_0": error(tuned, lambda data: state, data)}
+    for name, errors in zip(
+        ("tuned", "scratch"), jax.lax.map(both, jnp.array(_FEW)), strict=True
+    ):
+        found |= {f"error/{name}_{n}": errors[i] for i, n in enumerate(_FEW)}
+    return found
 
 
 def _error(model: WorldModel, state: ModelState, test: Trajectory, length: int):
@@ -621,7 +695,7 @@ def _clone(key, model: WorldModel, data: Trajectory, config: Config, spec: EnvSp
 
 
 def _returns(
-    key, of: System, held: PyTree, make: Callable, *, episodes=1, one_by_one=False
+    key, of: System, held: PyTree, make: Callable, episodes: int, one_by_one=False
 ) -> Float[Array, " S"]:
     """Mean return in each system; `make(factors) -> (act, memory)`."""
 

@@ -299,6 +299,56 @@ def film_strip(
     return _render(draw, _WIDTH, (_WIDTH / columns * aspect + 0.26) * rows, format)
 
 
+def seen_and_imagined(
+    real: np.ndarray,
+    decoded: np.ndarray,
+    imagined: np.ndarray,
+    *,
+    control_dt: float | None = None,
+    columns: int = 8,
+    format: str = "png",
+) -> bytes:
+    """Frames of one episode in three rows: real, decoded, imagined.
+
+    Args:
+        real: what the environment shows, `[H, height, width, 3]`, uint8.
+        decoded: what a model paints when it has seen every frame up to this one.
+        imagined: what it paints when it has seen the first frame and what came before
+            it, but of the others only the actions.
+        control_dt: seconds per environment step; None numbers the steps.
+        columns: frames shown at most, picked evenly from first to last.
+        format: "png" or "svg".
+
+    Raises:
+        ValueError: for another shape, no frame, or rows of different shapes.
+    """
+    rows = {"real": real, "decoded": decoded, "imagined": imagined}
+    frames = {name: _checked_frames(row) for name, row in rows.items()}
+    shapes = {name: row.shape for name, row in frames.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(
+            f"real, decoded and imagined must have one shape, got {shapes}; cut them "
+            "to the same steps."
+        )
+    total, height, width, _ = frames["real"].shape
+    picked = np.linspace(0, total - 1, min(columns, total)).round().astype(int)
+
+    def draw(figure):
+        grid = figure.subplots(3, len(picked), squeeze=False)
+        for line, (name, row) in zip(grid, frames.items(), strict=True):
+            for axes, i in zip(line, picked, strict=True):
+                axes.imshow(row[i], interpolation="nearest")
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(False)
+            line[0].set_ylabel(name, color=INK)
+        for axes, i in zip(grid[0], picked, strict=True):
+            text = f"step {i}" if control_dt is None else f"{i * control_dt:.2f} s"
+            axes.set_title(text, fontsize=10, fontweight="normal", color=GREY)
+
+    side = _WIDTH / (len(picked) + 0.4)
+    return _render(draw, _WIDTH, 3 * side * height / width + 0.4, format)
+
+
 def causal_graph(
     graph: np.ndarray,
     *,
@@ -341,12 +391,13 @@ def causal_graph(
     left_out = int((share > 0).sum()) - len(edges)
     picked = np.linspace(0, steps - 1, min(_MAX_GRAPHS, steps)).round().astype(int)
     rows = max(len(edges), 1)
+    unit = control_dt or 1
 
     def time(k):
-        return f"step {k}" if control_dt is None else f"{k * control_dt:.2f} s"
+        return f"step {k}" if control_dt is None else f"{k * unit:.2f} s"
 
     def draw(figure):
-        upper, lower = figure.subfigures(2, 1, height_ratios=(2.0, 0.2 * rows + 0.7))
+        upper, lower = figure.subfigures(2, 1, height_ratios=(2.3, 0.2 * rows + 0.7))
         grid = upper.subplots(1, len(picked), squeeze=False)[0]
         for axes, k in zip(grid, picked, strict=True):
             _draw_graph(axes, drawn[k], nodes[k], names)
@@ -356,20 +407,26 @@ def causal_graph(
         for row, (i, j) in enumerate(edges):
             on = np.flatnonzero(drawn[:, i, j])
             colour = BLUE if j < num else ORANGE
-            axes.broken_barh([(k, 1) for k in on], (row + 0.14, 0.72), color=colour)
-        axes.set(xlim=(0, steps), ylim=(rows, 0), xlabel="imagined step k")
+            cells = [(k * unit, unit) for k in on]
+            axes.broken_barh(cells, (row + 0.14, 0.72), color=colour, linewidth=0)
+        label = "imagined step k" if control_dt is None else "imagined seconds"
+        axes.set(xlim=(0, steps * unit), ylim=(rows, 0), xlabel=label)
         axes.set_yticks(
             np.arange(len(edges)) + 0.5,
             [f"{_plain(names[j])} → {_plain(names[i])}" for i, j in edges],
             fontsize=9,
         )
         axes.xaxis.get_major_locator().set_params(integer=True)
+        lines = [axes.plot([], [], color=colour)[0] for colour in (BLUE, ORANGE)]
+        whose = ["from a predicted token", "from one that is only read"]
+        if width > num:
+            upper.legend(lines, whose, loc="outside upper left", ncols=2)
         if not edges:
             _say(axes, "no token acts on another")
         if left_out:
             lower.supxlabel(f"{left_out} rarer edges are not drawn", fontsize=9)
 
-    return _render(draw, _WIDTH, 2.0 + 0.2 * rows + 0.7, format)
+    return _render(draw, _WIDTH, 2.3 + 0.2 * rows + 0.7, format)
 
 
 def _node_positions(steps: int, num: int, width: int, positions) -> np.ndarray:
@@ -397,7 +454,8 @@ def _draw_graph(axes, graph, nodes, names) -> None:
     """One graph as arrows between numbered dots; read-only tokens are orange."""
     num, width = graph.shape
     axes.set_axis_off()
-    axes.set(xlim=(-1.4, 1.4), ylim=(-1.4, 2.1), aspect="equal")
+    top = 2.1 if width > num else 1.4  # room for what is only read
+    axes.set(xlim=(-1.4, 1.4), ylim=(-1.4, top), aspect="equal")
     for i, j in np.argwhere(graph):
         axes.annotate(
             "",
@@ -422,9 +480,9 @@ def _draw_graph(axes, graph, nodes, names) -> None:
             color=PAPER,
             markeredgecolor=INK if j < num else ORANGE,
         )
-        axes.text(
-            *nodes[j], _plain(names[j])[:3], fontsize=6.5, ha="center", va="center"
-        )
+        text = _plain(names[j])[:3]
+        size = 6.5 if len(text) < 3 else 5.0
+        axes.text(*nodes[j], text, fontsize=size, ha="center", va="center")
 
 
 def mechanism_usage(
@@ -476,18 +534,21 @@ def mechanism_usage(
                     cells, (i + 0.1, 0.8), color=colour, alpha=alpha, linewidth=0
                 )
                 if cells:
-                    handles.setdefault(f"mechanism {m}", bar)
+                    handles.setdefault(str(m), bar)
         for k, i in np.argwhere(context != np.arange(num)):
             at = ((k + 0.5) * unit, i + 0.5)
             axes.text(*at, context[k, i], color=PAPER, ha="center", va="center")
-        label = "imagined step k" if control_dt is None else "seconds"
+        label = "imagined step k" if control_dt is None else "imagined seconds"
         axes.set(xlim=(0, steps * unit), ylim=(num, 0), xlabel=label)
         axes.set_yticks(np.arange(num) + 0.5, [_plain(name) for name in names])
         figure.legend(
-            list(handles.values()), list(handles), loc="outside upper left", ncols=4
+            list(handles.values()),
+            [f"mechanism {name}" if i == 0 else name for i, name in enumerate(handles)],
+            loc="outside upper left",
+            ncols=8,
         )
 
-    return _render(draw, _WIDTH, 0.36 * num + 1.3, format)
+    return _render(draw, _WIDTH, 0.36 * num + 1.1, format)
 
 
 def rate_distortion(

@@ -37,6 +37,11 @@ _SECTIONS = {
     "film": ("The policy at work", "Film", "no film was recorded for this run"),
     "error": ("World model: error by horizon", "Error", _REPLAYED),
     "beside": ("World model: real beside imagined", "Imagined", _REPLAYED),
+    "frames": (
+        "World model: what it sees",
+        "Frames",
+        "the world model does not see images, or does not paint them",
+    ),
     "on_policy": (
         "World model: are imagined actions on-policy?",
         "Actions",
@@ -86,6 +91,7 @@ def report(run: Run, *, max_media: int = 8_000_000) -> str:
         "film": sections.film(run, max_media),
         "error": sections.error(run),
         "beside": sections.beside(run),
+        "frames": sections.frames(run),
         "on_policy": sections.on_policy(run),
         "noise": sections.noise(run),
         "structure": sections.structure(run),

@@ -31,10 +31,12 @@ class Run(NamedTuple):
     beside: Mapping[str, Mapping[str, Any]] = {}  # name -> real, imagined, mask
     obs_names: Sequence[str] | None = None
     control_dt: float | None = None  # seconds per environment step
+    # models of images: name -> real, decoded, imagined frames of one window
+    frames: Mapping[str, Mapping[str, np.ndarray]] = {}
     on_policy: Mapping[str, Any] | None = None  # mean [A], std [A]
     noise: Mapping[str, Mapping[str, Any]] = {}  # name -> fields of NoiseFidelity
-    # name -> what a model says of one imagined trajectory: graph [H, N, M], or
-    # mechanism [H, N] and context [H, N]
+    # name -> what a model says of one imagined trajectory: graph [H, N, M] with names
+    # of the M `tokens` and perhaps position [H, N, 2]; mechanism, context [H, N]
     structure: Mapping[str, Mapping[str, Any]] = {}
     # pictures
     film: bytes | None = None  # GIF, PNG, WebP or MP4
@@ -226,6 +228,23 @@ def beside(run: Run) -> str | None:
     return "".join(parts) or None
 
 
+def frames(run: Run) -> str | None:
+    """What models of images see and imagine, below what there is to see."""
+    parts = []
+    for name, rows in run.frames.items():
+        picture = plots.seen_and_imagined(
+            rows["real"], rows["decoded"], rows["imagined"], control_dt=run.control_dt
+        )
+        caption = (
+            f"{name}: some steps of one recorded window. Real: what the environment "
+            "showed. Decoded: what the model paints when it has seen every frame up to "
+            "this one. Imagined: what it paints when of the frames behind the first it "
+            "is told the actions alone."
+        )
+        parts.append(page.figure(picture, f"Frames seen by {name}", caption))
+    return "".join(parts) or None
+
+
 def on_policy(run: Run) -> str | None:
     if run.on_policy is None:
         return None
@@ -292,8 +311,17 @@ def structure(run: Run) -> str | None:
     parts = []
     for name, data in run.structure.items():
         if "graph" in data:
-            picture = plots.causal_graph(data["graph"], control_dt=run.control_dt)
-            caption = f"{name}: who acts on whom in each imagined step."
+            picture = plots.causal_graph(
+                data["graph"],
+                names=data.get("tokens") or None,
+                positions=data.get("position"),
+                control_dt=run.control_dt,
+            )
+            caption = (
+                f"{name}: who acts on whom in one imagined trajectory. Above: some of "
+                "its steps. Below: when each edge is there, the most frequent ones "
+                "first. Influences of an object on itself are not drawn."
+            )
             parts.append(page.figure(picture, f"Causal graphs of {name}", caption))
         if "mechanism" in data:
             picture = plots.mechanism_usage(

@@ -20,27 +20,87 @@ TRUE = from_env(ENV, FAMILY.locate)
 STRONG = {"mass": 1.0, "length": 1.0, "gravity": 10.0, "gain": -7.0, "friction": 0.0}
 SIZES = {
     "random_shooting": {"num": 384},
+    "predictive_sampling": {},
     "cem": {},
     "mppi": {"temperature": 0.1},
-    "descent": {"iterations": 12, "learning_rate": 0.1},
+    "descent": {"iterations": 12},
+    "projected_gradient": {"iterations": 12},
+    "ilqr": {"iterations": 5},
 }
+# A bound on rates leaves white noise hardly a plan that keeps it.
+SMOOTH = {"std": 0.15, "colour": 2.0}
+CHANGES = {"cem": SMOOTH, "mppi": SMOOTH, "predictive_sampling": {}, "descent": {}}
+MAX_SPEED, MAX_CHANGE = 3.0, 0.5
 
 
-@pytest.mark.parametrize("planner", mpc.PLANNERS)
-def test_every_planner_swings_the_pendulum_up(planner, key):
-    """A strong motor of the other sign: random actions earn about -250."""
+def slow_but(quick, names):
+    """The names as parameters, all slow but one."""
+    marks = lambda name: () if name == quick else pytest.mark.slow
+    return [pytest.param(name, marks=marks(name)) for name in names]
+
+
+def play(planner, num_episodes, constraint=None, **changes):
+    """Rows of episodes `[E, T, ...]` on the strong pendulum, planned with the truth."""
     config = mpc.Config(planner=planner, horizon=12, num=64, elites=8)
-    agent = mpc.mpc(TRUE, dataclasses.replace(config, **SIZES[planner]))
+    config = dataclasses.replace(config, **SIZES[planner], **changes)
+    agent = mpc.mpc(TRUE, config, constraint=constraint)
     params = {name: jnp.float32(x) for name, x in STRONG.items()}
     state = mpc.MPCState(ModelState({}, params, ()))
     act, memory = evaluate.act_of(agent, state)
+    run = lambda key: families.episode(key, ENV, params, act, 40, memory=memory)
+    keys = jax.random.split(jax.random.key(7), num_episodes)
+    return jax.jit(jax.vmap(run))(keys)
 
-    @jax.jit
-    def run(key):
-        return evaluate.returns(key, ENV, act, 4, memory=memory, params=params)
 
-    returns = run(key).returns
-    assert returns.mean() > -90.0
+def is_solved(rows):
+    """A strong motor of the other sign: random actions earn about -250."""
+    returns = rows.reward.sum(1)
+    return returns.mean() > -90.0 and (rows.obs[:, -1, 0] > 0.95).mean() >= 0.9
+
+
+@pytest.mark.parametrize("planner", slow_but("cem", mpc.PLANNERS))
+def test_every_planner_swings_the_pendulum_up(planner):
+    assert is_solved(play(planner, 4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("planner", [x for x in mpc.PLANNERS if x != "ilqr"])
+def test_every_planner_keeps_a_bound_on_speed_and_still_swings_up(planner):
+    """Without the bound the pendulum passes 4.5 rad/s or more."""
+    fast = lambda rollout, previous: jnp.abs(rollout.obs[1:, 2]) - MAX_SPEED
+    rows = play(planner, 16, fast)
+    assert is_solved(rows)
+    assert (np.abs(rows.obs[:, 1:, 2]) <= MAX_SPEED).mean() >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("planner", CHANGES)
+def test_a_bound_on_the_change_of_torque_holds_from_step_to_step(planner):
+    def abrupt(rollout, previous):
+        change = jnp.diff(rollout.action, axis=0, prepend=previous[None])
+        return jnp.abs(change) - MAX_CHANGE
+
+    rows = play(planner, 16, abrupt, **CHANGES[planner])
+    assert is_solved(rows)
+    change = np.diff(rows.action[..., 0], axis=1, prepend=0.0)
+    assert (np.abs(change) <= MAX_CHANGE).mean() >= 0.95
+    free = play(planner, 16, **CHANGES[planner])
+    assert np.abs(np.diff(free.action[..., 0])).max() > 1.5 * MAX_CHANGE
+
+
+def test_a_constraint_bounds_the_action_that_is_taken(key):
+    """Free, it would push with all its might."""
+    abrupt = lambda rollout, previous: jnp.abs(rollout.action - previous) - 0.2
+    config = dataclasses.replace(mpc.TINY, planner="descent", iterations=10)
+    agent = mpc.mpc(TRUE, config, constraint=abrupt)
+    state = agent.init(key)
+    obs = jnp.array([-0.6, 0.8, 0.0])
+    act = jax.jit(agent.act)
+    action, memory = act(jax.random.key(1), state, agent.begin(state), obs, True, False)
+    assert -0.2 <= action[0] < -0.1
+    # From step to step: `previous` is what was taken.
+    further, _ = act(jax.random.key(1), state, memory, obs, False, False)
+    assert -0.2 <= further[0] - action[0] < 0
 
 
 def test_the_plan_moves_on_and_is_forgotten_between_episodes(key):
@@ -90,18 +150,42 @@ def test_who_lacks_an_ability_is_refused_by_name():
     descent = mpc.Config(planner="descent")
     with pytest.raises(ValueError, match="planning by descent needs gradient, which"):
         mpc.mpc(lacking("gradient"), descent)
+    with pytest.raises(ValueError, match="by projected_gradient needs gradient, which"):
+        mpc.mpc(lacking("gradient"), mpc.Config(planner="projected_gradient"))
     spec = TRUE.spec._replace(action=Discrete(3))
     with pytest.raises(ValueError, match="needs bounded continuous actions"):
         mpc.mpc(TRUE._replace(spec=spec), mpc.Config())
 
 
+def test_ilqr_refuses_what_it_cannot_expand():
+    config = mpc.Config(planner="ilqr")
+    drawn = TRUE.spec._replace(abilities=TRUE.spec.abilities | {"stochastic"})
+    with pytest.raises(
+        ValueError, match="needs a deterministic model, the environment"
+    ):
+        mpc.mpc(TRUE._replace(spec=drawn), config)
+    window = TRUE._replace(initial=lambda state, context: jnp.zeros((5, 3)))
+    with pytest.raises(ValueError, match=r"remembers arrays of shapes \[\(5, 3\)\]"):
+        mpc.mpc(window, config)
+    with pytest.raises(ValueError, match="ilqr takes no constraint"):
+        mpc.mpc(TRUE, config, constraint=lambda rollout, previous: rollout.action)
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"planner": "oracle"}, "planner must be among random_shooting, cem"),
+        ({"planner": "oracle"}, "planner must be among random_shooting, predictive"),
         ({"horizon": 0}, "horizon must be at least 1, got 0"),
         ({"elites": 500}, "elites must be in 1 ... num = 128, got 500"),
         ({"std": 0.0}, "std must be positive, got 0.0"),
+        (
+            {"planner": "predictive_sampling", "knots": 21},
+            r"knots must be in 1 \.\.\. horizon = 20, got 21",
+        ),
+        ({"rounds": 0}, "rounds must be at least 1, got 0"),
+        ({"penalty": 0.0}, "penalty must be positive, got 0.0"),
+        ({"growth": 0.5}, "growth must be at least 1, got 0.5"),
+        ({"length": 0.0}, "length must be positive, got 0.0"),
         ({"gamma": 1.5}, r"gamma must be in \[0, 1\], got 1.5"),
         ({"explore": -0.1}, "explore must not be negative"),
     ],

@@ -144,6 +144,23 @@ def test_the_form_of_a_learner():
         assert value.shape == (2,) and np.isfinite(value).all(), name
 
 
+@pytest.mark.parametrize(
+    ("make", "window"), [(shac.apg, 3), (shac.bptt, 6)], ids=["apg", "bptt"]
+)
+def test_without_a_critic_the_objective_is_the_mean_reward(make, window, key):
+    batch = envs.batch(cart(6), 2)
+    agent = make(batch, shac.Config(horizon=3, gamma=1.0, hidden=(8,)))
+    init_key, step_key = jax.random.split(key)
+    state = jax.jit(agent.learner.init)(init_key)
+    new, metrics = jax.jit(agent.learner.step)(step_key, state, jnp.int32(0))
+    assert float(-metrics["actor/loss"]) == pytest.approx(
+        float(metrics["collect/reward"]), rel=1e-5
+    )
+    # bptt's window is the episode, whatever `horizon` says: the clock is at its start
+    np.testing.assert_array_equal(new.env.env.t, window % 6)
+    chex.assert_trees_all_equal(new.critic.params, state.critic.params)
+
+
 def test_an_exploded_window_is_skipped_and_counted():
     def advance(key, x, params, action):
         del key, params

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxwm import nn
+from jaxwm.nn import transformer
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,21 @@ def test_a_cache_gives_what_the_whole_sequence_gives(body):
         pieces.append(out)
     np.testing.assert_allclose(jnp.concatenate(pieces), whole, atol=1e-5)
     assert cache[0].length == 6
+
+
+@pytest.mark.parametrize(("size", "width"), [(5, 3), (70, 3), (5, 70)])
+def test_a_token_alone_attends_as_it_does_beside_another(size, width, key):
+    """Short axes are summed in another way than long ones."""
+    query, keys, values = jax.random.normal(key, (3, size, 2, width))
+    mask = jnp.stack([jnp.arange(size) < 3, jnp.zeros(size, bool)])
+    both, both_weights = transformer.softmax_attention(query[:2], keys, values, mask)
+    for i in range(2):  # an empty mask attends to everything equally
+        one = slice(i, i + 1)
+        alone, weights = transformer.softmax_attention(
+            query[one], keys, values, mask[one]
+        )
+        np.testing.assert_allclose(alone, both[one], atol=1e-5)
+        np.testing.assert_allclose(weights, both_weights[:, one], atol=1e-6)
 
 
 def test_attention_is_returned_causal_and_sums_to_one(body):

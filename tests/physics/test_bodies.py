@@ -95,6 +95,13 @@ def test_parameters_that_no_body_has_are_refused(change, match):
         dyn.init(jax.random.key(0), {**dyn.params, **change})
 
 
+@pytest.mark.parametrize("name", ["stiffness", "mass"])
+def test_parameters_of_a_contact_that_no_body_has_are_refused(name):
+    dyn = rigid(bodies.point_mass(), contact.compliant(), dt=1e-3)
+    with pytest.raises(ValueError, match=f"{name} must be positive and finite, got 0"):
+        dyn.init(jax.random.key(0), {**dyn.params, name: 0.0})
+
+
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="dt must be positive"):
         rigid(bodies.pendulum(), dt=0.0)

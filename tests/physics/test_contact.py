@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from jaxwm import plan
 from jaxwm.physics import bodies, contact
 from jaxwm.physics.bodies import State
 from jaxwm.physics.dynamics import rollout
@@ -150,6 +152,28 @@ def test_what_never_touches_teaches_nothing_unless_it_is_felt_from_afar(x64):
     assert value == 0.3 and slope == 0
     felt_value, felt = box(contact.straight_through(hard, soft))
     assert felt_value == 0.3 and felt > 0
+
+
+@pytest.mark.slow
+def test_a_contact_felt_from_afar_pushes_the_box_to_its_goal(x64):
+    soft = contact.smoothed(width=0.05, stiffness=1e3)
+    hard = contact.compliant(stiffness=1e3)
+    goal = 0.8  # m; the box starts at 0.3, beyond the reach of the ball
+
+    def run(model, pushes):
+        dyn = rigid(bodies.pusher(), model, dt=0.01)
+        start = State(jnp.array([0.0, 0.3]), jnp.zeros(2))
+        actions = jnp.repeat(pushes, 20)[:, None]
+        return rollout(dyn, dyn.params, start, actions)[0].q[1]
+
+    def found(model):
+        cost = lambda pushes: (run(model, pushes) - goal) ** 2
+        adam = optax.adam(optax.cosine_decay_schedule(0.2, 150))
+        return jax.jit(lambda u: plan.descent(cost, u, adam, steps=150).x)(jnp.zeros(5))
+
+    np.testing.assert_array_equal(found(hard), 0)  # nothing to learn from: it stays
+    pushes = found(contact.straight_through(hard, soft))
+    assert run(hard, pushes) == pytest.approx(goal, abs=0.01)
 
 
 def test_momentum_is_passed_on_by_the_pusher(x64):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxwm.physics import bodies, contact, dynamics
+from jaxwm.physics import bodies, contact, dynamics, mpm
 from jaxwm.physics.dynamics import rollout
 from jaxwm.physics.rigid import rigid
 
@@ -64,6 +64,26 @@ def test_square_root_rematerialisation_keeps_a_fifth_or_less_at_1000_steps():
             return final.q[0]
 
         compiled = jax.jit(jax.grad(loss)).lower(jnp.zeros((1000, 2))).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary("sqrt") < temporary("none") / 5
+
+
+@pytest.mark.slow
+def test_square_root_rematerialisation_of_material_points_keeps_a_fifth_or_less():
+    body = mpm.moving(mpm.block((0.5, 0.45), (0.3, 0.3), (12, 12)), (1.0, -2.0))
+    law = mpm.elasticity.corotated()
+    jelly = mpm.mpm(body, law, cells=20, dt=2e-4)
+    start = jelly.init(jax.random.key(0), jelly.params)
+
+    def temporary(checkpoint):
+        def loss(E):
+            params = {**jelly.params, "elastic": {**law.params, "E": E}}
+            actions = jnp.zeros((1000, 0))
+            final, _ = rollout(jelly, params, start, actions, checkpoint=checkpoint)
+            return jnp.mean(final.x**2)
+
+        compiled = jax.jit(jax.grad(loss)).lower(jnp.float32(1e5)).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporary("sqrt") < temporary("none") / 5

@@ -145,6 +145,23 @@ def test_the_mixture_is_no_noisier_than_the_better_one(key):
         assert spread["alpha_order"] < 1.6 * best
 
 
+@pytest.mark.parametrize("slope", [0.1, 1.0, 10.0])
+def test_a_mixture_without_a_bound_on_the_bias_has_the_least_variance(slope, key):
+    def curved(x, key):
+        del key
+        return jnp.sin(slope * x) / slope
+
+    def spread(make, key, **options):
+        estimate = make(curved, num=200, sigma=0.3, **options)
+        return jax.jit(lambda key: estimate(jnp.array(0.4), key).variance)(key)
+
+    mixed = spread(gradients.alpha_order, jax.random.clone(key), gamma=1e6)
+    first_key, zeroth_key = jax.random.split(key)  # as the mixture splits it
+    first = spread(gradients.first_order, first_key)
+    zeroth = spread(gradients.zeroth_order, zeroth_key)
+    np.testing.assert_allclose(mixed, first * zeroth / (first + zeroth), rtol=1e-4)
+
+
 @pytest.mark.slow
 def test_a_mixture_with_a_broken_first_order_is_the_zeroth(key):
     estimate = gradients.alpha_order(
@@ -211,6 +228,43 @@ def test_adjoints_and_contact_are_counted_step_by_step():
     assert report.first_bad == report.bad_leaf == -1
 
 
+@pytest.mark.slow
+def test_one_report_holds_agreement_bias_adjoints_contact_and_nan(key, x64):
+    ball = bodies.point_mass(gravity=0.0)
+    dyn = rigid(ball, contact.time_of_impact(), dt=0.02)
+
+    def start(h):
+        return bodies.State(jnp.array([0.0, 1.0]) * h[0], jnp.array([0.0, -1.0]))
+
+    def height(h, key):
+        del key
+        return rollout(dyn, dyn.params, start(h), jnp.zeros((50, 2)))[0].q[1]
+
+    def steps(h):
+        return gradients.check_rollout(
+            dyn,
+            dyn.params,
+            start(h),
+            jnp.zeros((50, 2)),
+            lambda s: s.q[1],
+            touching=lambda params, s: ball.gaps(params, s.q)[0] < 0.02,
+        )
+
+    report = jax.jit(
+        lambda k: gradients.check_gradient(
+            height, jnp.array([0.503]), k, sigma=0.05, num=16, points=9, rollout=steps
+        )
+    )(key)
+    assert report.finite and report.relative_error.max() < 1e-8
+    assert report.roughness < 1e-6 and report.bias < 4 and report.variance_ratio < 1
+    # position is felt one to one, velocity by the time that is left: sqrt(1 + left^2)
+    left = 0.02 * np.arange(49, -1, -1)
+    np.testing.assert_allclose(report.steps.adjoint, np.sqrt(1 + left**2), rtol=1e-6)
+    assert 0 < report.steps.in_contact < 0.1
+    assert report.steps.first_bad == report.steps.bad_leaf == -1
+    assert report.steps.value == height(jnp.array([0.503]), key)
+
+
 def test_the_step_where_nan_begins_is_named():
     def step(params, state, action):
         # the root has no derivative at 0, where step 3 arrives
@@ -250,6 +304,18 @@ def test_the_step_where_nan_begins_is_named():
             "gamma must be positive",
         ),
         (lambda: gradients.finite_difference(bowl, step=0.0), "step must be positive"),
+        (
+            lambda: gradients.check_gradient(
+                bowl, THETA, jax.random.key(0), sigma=0.1, points=2
+            ),
+            "points must be at least 3",
+        ),
+        (
+            lambda: gradients.check_gradient(
+                bowl, THETA, jax.random.key(0), sigma=0.1, directions=0
+            ),
+            "directions must be at least 1",
+        ),
     ],
 )
 def test_settings_without_sense_are_refused(make, match):

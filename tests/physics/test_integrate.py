@@ -70,6 +70,38 @@ def test_energy_over_fifty_periods(name, low, high, x64):
     assert low <= last.min() and last.max() <= high
 
 
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("semi_implicit_euler", True),
+        ("leapfrog", True),
+        ("midpoint", True),
+        ("explicit_euler", False),
+        ("runge_kutta_4", False),
+    ],
+)
+def test_symplectic_steps_keep_both_momenta_of_two_planets(name, kept, x64):
+    masses = jnp.array([1.0, 0.3])
+
+    def pull(q, v):
+        del v
+        apart = q[2:] - q[:2]
+        force = masses[0] * masses[1] * apart / (apart @ apart) ** 1.5
+        return jnp.concatenate([force / masses[0], -force / masses[1]])
+
+    def momenta(pair):
+        q, p = pair[0].reshape(2, 2), masses[:, None] * pair[1].reshape(2, 2)
+        turning = jnp.sum(q[:, 0] * p[:, 1] - q[:, 1] * p[:, 0])
+        return jnp.append(jnp.sum(p, 0), turning)
+
+    step = lambda pair, _: (getattr(integrate, name)(pull, *pair, 0.05), None)
+    start = jnp.array([0.0, 0, 1, 0]), jnp.array([0.1, -0.2, 0.0, 1.1])
+    final = jax.jit(lambda s: jax.lax.scan(step, s, None, length=400)[0])(start)
+    change = np.abs(momenta(final) - momenta(start))
+    assert change[:2].max() < 1e-12  # forces come in pairs: kept by any of them
+    assert (change[2] < 1e-10) == kept
+
+
 @pytest.mark.slow
 def test_implicit_steps_have_the_derivative_of_their_equation(x64):
     def after(k, iterations):

@@ -303,6 +303,8 @@ def test_inverse_weights_of_free_and_ball_joints_are_mujocos(x64):
         (dict(params=("body_weight",)), "body_weight"),
         (dict(params=("geom_rbound",)), "no step of MuJoCo reads geom_rbound"),
         (dict(params=("dof_frictionloss",)), "dof_frictionloss is 0"),
+        (dict(params=("opt.viscosity",)), "opt.viscosity is 0"),
+        (dict(params=("jnt_range",)), "jnt_limited is false throughout"),
         (dict(params=("geom_solimp",), safe_math=False), "need safe_math=True"),
     ],
 )
@@ -310,6 +312,19 @@ def test_what_has_no_derivative_is_refused(options, match):
     model = model_of(["capsule"], height=0.2, condim=3)
     with pytest.raises(ValueError, match=match):
         mjx_dynamics(model, **options)
+
+
+def test_masses_of_a_model_with_tendons_are_refused():
+    hinge = (
+        '<body pos="0 0 1"><joint name="h" axis="0 1 0" limited="true" range="-9 9"/>'
+        '<geom type="capsule" fromto="0 0 0 0.3 0 0" size="0.03"/></body>'
+    )
+    model = mujoco.MjModel.from_xml_string(
+        f"<mujoco><worldbody>{hinge}</worldbody><tendon><fixed>"
+        '<joint joint="h" coef="1"/></fixed></tendon></mujoco>'
+    )
+    with pytest.raises(ValueError, match="without tendons"):
+        mjx_dynamics(model, params=("body_mass",))
 
 
 def test_masses_of_a_model_with_muscles_are_refused():

@@ -78,7 +78,7 @@ def agree(function, x):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("d", (2, 3, 4))
+@pytest.mark.parametrize("d", DIMENSIONS)
 def test_eigenvalues_are_those_of_lapack(d, key, x64):
     a = jax.random.normal(key, (20, d, d))
     a = a + a.swapaxes(1, 2)

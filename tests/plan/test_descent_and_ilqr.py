@@ -114,9 +114,50 @@ def test_descent_keeps_the_best_projects_and_stops_at_what_is_not_finite():
     assert kept.x == pytest.approx(0.7)
 
 
+def test_projected_gradient_finds_the_nearest_point_of_a_set():
+    """A stretched bowl whose bottom lies outside the box: the optimum is known."""
+    bottom, stretch = jnp.array([2.0, 0.3]), jnp.array([1.0, 50.0])
+    found = plan.projected_gradient(
+        lambda x: jnp.sum(stretch * (x - bottom) ** 2),
+        jnp.array([-5.0, 5.0]),
+        lambda x: jnp.clip(x, -1.0, 1.0),
+        steps=200,
+        length=1.0,
+    )
+    np.testing.assert_allclose(found.x, [1.0, 0.3], atol=1e-3)
+    np.testing.assert_allclose(found.cost, 1.0, rtol=1e-4)
+    assert (np.diff(found.costs) <= 0).all()
+    assert found.calls == 200 * 9 + 1
+
+
+@pytest.mark.parametrize("length", [1e-4, 1e4])
+def test_projected_gradient_solves_the_linear_quadratic_problem_untuned(length):
+    found = plan.projected_gradient(
+        total, jnp.zeros((T, 1)), lambda x: x, steps=300, length=length
+    )
+    np.testing.assert_allclose(found.cost, riccati(), rtol=1e-2)
+
+
+def test_projected_gradient_does_not_step_to_what_is_not_finite():
+    cliff = lambda x: jnp.where(x < 0.6, -x, jnp.nan)
+    found = plan.projected_gradient(
+        cliff, jnp.array(0.0), lambda x: x, steps=40, length=1.0
+    )
+    assert 0.5 < found.x < 0.6 and found.cost == -found.x
+
+
 def test_settings_without_sense_are_refused():
     with pytest.raises(ValueError, match="steps must be at least 1"):
         plan.descent(total, jnp.zeros((T, 1)), optax.sgd(0.1), steps=0)
+    projected = lambda **options: plan.projected_gradient(
+        total, jnp.zeros((T, 1)), lambda x: x, **{"steps": 1, "length": 1.0, **options}
+    )
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        projected(steps=0)
+    with pytest.raises(ValueError, match="tries must be at least 1, got 0"):
+        projected(tries=0)
+    with pytest.raises(ValueError, match="length must be positive"):
+        projected(length=0.0)
     with pytest.raises(ValueError, match="iterations must be at least 1"):
         plan.ilqr(step, cost, final, START, jnp.zeros((T, 1)), iterations=0)
     with pytest.raises(ValueError, match="regularisation must be positive"):

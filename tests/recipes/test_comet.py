@@ -134,6 +134,9 @@ def test_one_state_serves_any_number_of_objects_and_says_who_chose_what():
     assert rollout.obs.shape == (3, 42)
     info = rollout.info
     assert info["mechanism"].shape == info["context"].shape == (3, 6)
+    places = rollout.obs.reshape(3, 6, 7)[..., :2]
+    np.testing.assert_array_equal(info["position"], places)
+    assert built.spec.tokens == ("0", "1", "2", "3", "4", "5")
     for k, i in np.ndindex(3, 6):
         row = np.zeros(6, bool)
         row[[i, info["context"][k, i]]] = True

@@ -54,6 +54,7 @@ def test_every_number_of_the_experiment_is_finite():
     ("change", "match"),
     [
         ({"starts": 0}, "starts must be at least 1, got 0"),
+        ({"calls": 79}, "calls must be at least 80, two rounds of search"),
         ({"evaluations": 7}, "evaluations must divide iterations = 600, got 7"),
     ],
 )

@@ -554,6 +554,7 @@ def test_innovations_make_the_model_stochastic_and_say_so(key):
         ({"time": "sigma"}, "time must be one of"),
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"tau": 0.0}, "tau must be positive"),
+        ({"learning_rate": float("nan")}, "learning_rate must be finite, got nan"),
         ({"ema": 1.0}, "ema must be in"),
         ({"eta": 2.0}, "eta must be in"),
     ],

@@ -46,6 +46,7 @@ def test_every_imagined_step_comes_with_its_graph():
     rollout = jax.jit(imagine)(memory)
     graph = rollout.info["graph"]
     assert graph.shape == (3, NUM, NUM + 1) and graph.dtype == bool
+    assert built.spec.tokens == ("0", "1", "2", "3", "4", "environment")
     assert np.all(graph[:, np.arange(NUM), np.arange(NUM)])
 
 
@@ -62,6 +63,7 @@ def test_with_actions_and_rewards_the_graph_names_them_too():
     assert out.change.shape == (20,) and out.outcome.shape == (2,)
     # Targets are 5 objects and the reward; the action is read as well.
     assert recipe.local_graph(config, out.edges).shape == (6, 7)
+    assert built.spec.tokens == ("0", "1", "2", "3", "4", "reward", "action")
 
 
 @pytest.mark.slow
@@ -131,7 +133,7 @@ def test_a_context_is_a_row_a_token_or_the_mean():
 
 
 def test_the_rate_falls_to_a_tenth_at_the_end():
-    rate = recipe._rate(Config(updates=100, decay_updates=40, learning_rate=1.0))
+    rate = recipe._rate(Config(updates=100, cooldown=40, learning_rate=1.0))
     np.testing.assert_allclose(
         [rate(0), rate(60), rate(80), rate(100), rate(500)],
         [1, 1, 0.55, 0.1, 0.1],

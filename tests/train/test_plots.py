@@ -14,6 +14,10 @@ STEPS = np.arange(0, 5000, 1000)
 CURVES = np.linspace(-1000, -100, 15).reshape(3, 5)
 REAL = np.sin(np.arange(3 * 6 * 2)).reshape(3, 6, 2)
 GRAPH = np.arange(6 * 3 * 4).reshape(6, 3, 4) % 5 == 0
+# Row r, frame i: every pixel is 60 r + i.
+PAINTED = [np.full((11, 4, 6, 3), 60 * r, np.uint8) for r in range(3)]
+for _row in PAINTED:
+    _row += np.arange(11, dtype=np.uint8)[:, None, None, None]
 
 EVERY = {
     "learning_curves": lambda **o: plots.learning_curves(STEPS, CURVES, **o),
@@ -30,6 +34,7 @@ EVERY = {
     "film_strip": lambda **o: plots.film_strip(
         np.full((4, 8, 8, 3), 128, np.uint8), **o
     ),
+    "seen_and_imagined": lambda **o: plots.seen_and_imagined(*PAINTED, **o),
 }
 
 
@@ -193,6 +198,36 @@ def test_film_strips_refuse_other_shapes():
         plots.film_strip(np.zeros((4, 4, 3), np.uint8))
 
 
+def test_real_decoded_and_imagined_frames_stand_below_each_other(drawn):
+    plots.seen_and_imagined(*PAINTED, control_dt=0.1, columns=6)
+    (figure,) = drawn
+    shown = [int(axes.images[0].get_array()[0, 0, 0]) for axes in figure.axes]
+    first = [0, 2, 4, 6, 8, 10]
+    assert shown == [60 * r + i for r in range(3) for i in first]
+    titles = [axes.get_title("left") for axes in figure.axes]
+    assert titles[:6] == ["0.00 s", "0.20 s", "0.40 s", "0.60 s", "0.80 s", "1.00 s"]
+    assert not any(titles[6:])
+    labels = [axes.get_ylabel() for axes in figure.axes]
+    assert labels[::6] == ["real", "decoded", "imagined"]
+
+
+def test_a_short_episode_makes_short_rows(drawn):
+    plots.seen_and_imagined(*(row[:2] for row in PAINTED))
+    assert [axes.get_title("left") for axes in drawn[0].axes[:2]] == [
+        "step 0",
+        "step 1",
+    ]
+    assert len(drawn[0].axes) == 6
+
+
+def test_rows_of_frames_refuse_other_shapes():
+    real, decoded, imagined = PAINTED
+    with pytest.raises(ValueError, match=r"must have one shape, got .*'imagined': "):
+        plots.seen_and_imagined(real, decoded, imagined[:3])
+    with pytest.raises(ValueError, match=r"must be \[F, height, width, 3\]"):
+        plots.seen_and_imagined(real[..., 0], decoded, imagined)
+
+
 def test_a_causal_graph_has_a_row_per_edge_and_leaves_self_edges_out(drawn):
     graph = np.zeros((4, 2, 3), bool)
     graph[:, 0, 0] = graph[1:3, 0, 1] = graph[:, 1, 2] = True
@@ -227,7 +262,7 @@ def test_mechanisms_are_cells_with_the_context_written_in(drawn):
     texts = [(t.get_position(), t.get_text()) for t in axes.texts]
     assert texts == [((0.5, 1.5), "0"), ((1.5, 0.5), "1"), ((2.5, 1.5), "0")]
     (legend,) = drawn[0].legends
-    assert [t.get_text() for t in legend.get_texts()] == ["mechanism 0", "mechanism 2"]
+    assert [t.get_text() for t in legend.get_texts()] == ["mechanism 0", "2"]
     cells = sum(len(bars.get_paths()) for bars in axes.collections)
     assert cells == mechanism.size
     with pytest.raises(ValueError, match="mechanism and context must both be"):

@@ -49,6 +49,12 @@ def full():
         beside={"polygrad": {"real": real, "imagined": real}},
         obs_names=["theta", "omega"],
         control_dt=0.05,
+        frames={
+            "rssm": {
+                row: rng.integers(0, 256, (HORIZON, 4, 4, 3)).astype(np.uint8)
+                for row in ("real", "decoded", "imagined")
+            }
+        },
         on_policy={"mean": [0.0125], "std": [1.03]},
         noise={
             "polygrad": {
@@ -62,6 +68,8 @@ def full():
         structure={
             "comet": {
                 "graph": rng.random((HORIZON, 3, 4)) > 0.5,
+                "position": rng.normal(size=(HORIZON, 3, 2)),
+                "tokens": ("ball", "paddle", "wall", "action"),
                 "mechanism": rng.integers(0, 3, (HORIZON, 3)),
                 "context": rng.integers(0, 3, (HORIZON, 3)),
             }
@@ -213,7 +221,8 @@ def test_pictures_are_embedded_described_and_of_their_kind():
     pictures = [a for tag, a in Reader(PAGE).tags if tag == "img"]
     kinds = [a["src"].split(";")[0] for a in pictures]
     assert kinds.count("data:image/svg+xml") == 5
-    assert kinds.count("data:image/gif") == kinds.count("data:image/png") == 1
+    assert kinds.count("data:image/gif") == 1
+    assert kinds.count("data:image/png") == 2  # film strip and frames
     assert all(a["alt"] for a in pictures)
 
 
@@ -240,6 +249,7 @@ def test_everything_from_outside_is_escaped(blank):
         errors={evil: full().errors["polygrad"]},
         beside={evil: full().beside["polygrad"]},
         noise={evil: full().noise["polygrad"]},
+        frames={evil: full().frames["rssm"]},
     )
     text = report.report(run)
     assert "<script" not in text.lower()
@@ -265,6 +275,7 @@ def test_a_missing_section_is_named_with_the_reason_given(name, blank):
         "film": {"film": None, "strip": None},
         "error": {"errors": {}},
         "beside": {"beside": {}},
+        "frames": {"frames": {}},
         "on_policy": {"on_policy": None},
         "noise": {"noise": {}},
         "structure": {"structure": {}},

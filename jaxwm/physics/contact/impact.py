@@ -13,7 +13,7 @@ from jaxwm.physics.bodies import (
     System,
     acceleration,
     contact_jacobians,
-    mass_matrix,
+    solve_mass,
 )
 from jaxwm.physics.contact.model import Contact
 from jaxwm.types import Params
@@ -85,18 +85,19 @@ def collide(
     `v_n <- -e v_n` where v_n < 0, and a tangential impulse of at most mu times the
     normal one against the sliding.
     """
-    inverse = jnp.linalg.inv(mass_matrix(system, params, q))
     normal, tangent = contact_jacobians(system, params, q)
+    answers = solve_mass(system, params, q, jnp.concatenate([normal, tangent]).T)
+    push, pull = jnp.split(answers.T, 2)  # change of v by unit impulses, [C, Q] each
     for c in range(system.num_contacts):
         speed = normal[c] @ v
-        size = -(1 + restitution) * speed / (normal[c] @ inverse @ normal[c])
+        size = -(1 + restitution) * speed / (normal[c] @ push[c])
         size = jnp.where(hit[c] & (speed < 0), size, 0.0)
-        v = v + inverse @ normal[c] * size
-        weight = tangent[c] @ inverse @ tangent[c]
+        v = v + push[c] * size
+        weight = tangent[c] @ pull[c]
         limit = params["friction"] * size
         drag = -(tangent[c] @ v) / jnp.where(weight > 0, weight, 1.0)
         drag = jnp.where(weight > 0, jnp.clip(drag, -limit, limit), 0.0)
-        v = v + inverse @ tangent[c] * drag
+        v = v + pull[c] * drag
     return v
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxwm.physics import integrate
-from jaxwm.physics.bodies import State, contact_jacobians, forces, mass_matrix
+from jaxwm.physics.bodies import State, contact_jacobians, forces, solve_mass
 from jaxwm.physics.contact.model import Contact
 
 
@@ -65,7 +65,7 @@ def _penalty(name, depth, stiffness, damping, friction, slip, integrator) -> Con
             drag = -params["friction"] * push * speed / jnp.sqrt(speed**2 + slip**2)
             total = forces(system, params, q, v, action)
             total = total + normal.T @ push + tangent.T @ drag
-            return jnp.linalg.solve(mass_matrix(system, params, q), total)
+            return solve_mass(system, params, q, total)
 
         return State(*integrator(acceleration, *state, dt))
 

@@ -64,6 +64,8 @@ def position_based(
 
         zeros = jnp.zeros(system.num_contacts, q0.dtype)
         carry = (q0 + dt * v, zeros, zeros, touched)
+        # Sweeps are cheaper to run again than to keep.
+        sweep = jax.checkpoint(sweep)
         q, _, _, touched = jax.lax.fori_loop(0, iterations, sweep, carry)
         v = (q - q0) / dt
         # Positions know no bounce: the rebound is added to the velocity that is left.

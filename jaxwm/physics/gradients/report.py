@@ -16,6 +16,16 @@ from jaxwm.physics.gradients import estimators
 from jaxwm.types import Params, PyTree
 
 
+class RolloutReport(NamedTuple):
+    """What `check_rollout` found, step by step."""
+
+    value: Float[Array, ""]
+    adjoint: Float[Array, " T"]  # norm of d loss / d state after each step
+    in_contact: Float[Array, ""]  # share of steps that touch; NaN if not asked
+    first_bad: Int[Array, ""]  # last step whose cotangent is not finite; -1 if none
+    bad_leaf: Int[Array, ""]  # the state's leaf there, in tree order; -1 if none
+
+
 class GradReport(NamedTuple):
     """What `check_gradient` found."""
 
@@ -25,16 +35,7 @@ class GradReport(NamedTuple):
     bias: Float[Array, ""]  # ||g1 - g0|| in standard errors; above 3: do not trust g1
     variance_ratio: Float[Array, ""]  # s1 / s0; above 1: values alone tell more
     finite: Bool[Array, ""]  # whether the derivative is finite at theta
-
-
-class RolloutReport(NamedTuple):
-    """What `check_rollout` found, step by step."""
-
-    value: Float[Array, ""]
-    adjoint: Float[Array, " T"]  # norm of d loss / d state after each step
-    in_contact: Float[Array, ""]  # share of steps that touch; NaN if not asked
-    first_bad: Int[Array, ""]  # last step whose cotangent is not finite; -1 if none
-    bad_leaf: Int[Array, ""]  # the state's leaf there, in tree order; -1 if none
+    steps: RolloutReport | None  # adjoints, contact and NaN by step; None: not asked
 
 
 def check_gradient(
@@ -47,6 +48,7 @@ def check_gradient(
     directions: int = 4,
     steps: Sequence[float] | None = None,
     points: int = 64,
+    rollout: Callable[[PyTree], RolloutReport] | None = None,
 ) -> GradReport:
     """Compares the derivative of an objective with its values.
 
@@ -62,10 +64,20 @@ def check_gradient(
         steps: of the central differences; None is (1e-2, 1e-3, 1e-4) of `1 + |theta|`
             in double precision, ten times as much in single.
         points: on the line.
+        rollout: `theta -> RolloutReport`, by `check_rollout` of the simulation that the
+            objective consists of; None leaves the report's `steps` empty.
 
     Returns:
         A `GradReport`; every entry is an array, so this can be jitted and vmapped.
+
+    Raises:
+        ValueError: for fewer than two samples, no perturbation, no direction, and lines
+            of fewer than three points, which have no roughness.
     """
+    if points < 3:
+        raise ValueError(f"points must be at least 3 on the line, got {points}.")
+    if directions < 1:
+        raise ValueError(f"directions must be at least 1, got {directions}.")
     flat, unravel = ravel_pytree(theta)
     own_key, line_key, first_key, zeroth_key = jax.random.split(key, 4)
     if steps is None:
@@ -106,6 +118,7 @@ def check_gradient(
         bias=jnp.linalg.norm(apart) / jnp.maximum(error_size, 1e-12),
         variance_ratio=first.variance / jnp.maximum(zeroth.variance, 1e-12),
         finite=jnp.all(jnp.isfinite(grad)),
+        steps=None if rollout is None else rollout(theta),
     )
 
 

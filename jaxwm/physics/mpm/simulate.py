@@ -17,6 +17,7 @@ Discontinuity and Two-Way Rigid Body Coupling", 2018; settings after Ma et al., 
 2023. Shapes: N particles, d dimensions, n cells, A action.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -111,6 +112,13 @@ def mpm(
     }
     known, one = set(params), jnp.eye(d, dtype=body.x.dtype)
 
+    # Weights and strains are cheaper to compute again than to keep for a gradient.
+    again = functools.partial(jax.checkpoint, prevent_cse=False)
+    to_grid = again(lambda x, *a: transfer.between(x, cells).to_grid(*a))
+    from_grid = again(lambda x, v: transfer.between(x, cells).from_grid(v))
+    stress_of = again(functools.partial(over_particles, elasticity))
+    returned = again(functools.partial(over_particles, plastic))
+
     def init(key, params: Params) -> State:
         del key  # the body is given
         _check_names(params, known)
@@ -123,20 +131,19 @@ def mpm(
     def step(params: Params, state: State, action) -> State:
         x, v, C, F = state
         mass = params["density"] * params["volume"]
-        stress = over_particles(elasticity, params["elastic"], F)
+        stress = stress_of(params["elastic"], F)
         if push is not None:
             v = v + dt * push(params, state, action)
         affine = mass[:, None, None] * C
         affine -= (dt * 4 / dx**2) * params["volume"][:, None, None] * stress
-        between = transfer.between(x, cells)
-        grid_mass, momentum = between.to_grid(mass, mass[:, None] * v, affine)
+        grid_mass, momentum = to_grid(x, mass, mass[:, None] * v, affine)
         held = (grid_mass > _EMPTY * dx**d)[..., None]
         share = jnp.where(held, grid_mass[..., None], 1.0)
         velocity = jnp.where(held, momentum / share, 0.0) + dt * params["gravity"]
-        v, C = between.from_grid(walls(velocity, cells))
+        v, C = from_grid(x, walls(velocity, cells))
         x = jnp.clip(x + dt * v, _EDGE * dx, 1 - _EDGE * dx)
         trial = F + dt * C @ F
-        return State(x, v, C, over_particles(plastic, params["plastic"], trial))
+        return State(x, v, C, returned(params["plastic"], trial))
 
     def observe(params, state: State):
         del params

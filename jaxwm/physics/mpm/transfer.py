@@ -13,7 +13,6 @@ Source: Hu et al., "A Moving Least Squares Material Point Method", 2018; Jiang e
 Shapes: N particles, d dimensions, grid `[n + 1] * d`.
 """
 
-import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -37,31 +36,43 @@ def between(x: Float[Array, "N d"], cells: int) -> Transfer:
     """The sums of particles at x in the unit box, by scatter and gather."""
     d, dx = x.shape[1], 1 / cells
     base = jnp.floor(x * cells - 0.5)
-    f = x * cells - base  # in [0.5, 1.5)
-    weights = jnp.stack(
+    f = (x * cells - base).T  # [d, N], in [0.5, 1.5)
+    splines = jnp.stack(
         [0.5 * (1.5 - f) ** 2, 0.75 - (f - 1) ** 2, 0.5 * (f - 0.5) ** 2]
-    )  # [3, N, d]
-    offsets = jnp.array(list(itertools.product(range(3), repeat=d)))  # [3^d, d]
-    w = weights[offsets[:, 0], :, 0]
-    for axis in range(1, d):
-        w = w * weights[offsets[:, axis], :, axis]  # [3^d, N]
-    away = (offsets[:, None] - f) * dx  # [3^d, N, d]
-    node = base.astype(int) + offsets[:, None]
-    # At the far wall the last node lies outside, with weight 0.
-    node = tuple(jnp.minimum(node[..., axis], cells) for axis in range(d))
-    shape = (cells + 1,) * d
+    )  # [3, d, N]
+    steps = jnp.arange(3)[:, None]
+    base = base.astype(int).T
 
+    def along(axis, values):
+        """`[3, N]` as a factor of `[3, ..., 3, N]`, the nodes around each particle."""
+        return values.reshape([3 if a == axis else 1 for a in range(d)] + [-1])
+
+    w = along(0, splines[:, 0])
+    for axis in range(1, d):
+        w = w * along(axis, splines[:, axis])
+    away = [along(axis, (steps - f[axis]) * dx) for axis in range(d)]
+    node = jnp.zeros((), base.dtype)
+    for axis in range(d):
+        # At the far wall the last node lies outside, with weight 0.
+        inside = jnp.minimum(base[axis] + steps, cells)
+        node = node * (cells + 1) + along(axis, inside)
+    shape, size = (cells + 1,) * d, (cells + 1) ** d
+
+    # Two layouts of the same sums, each chosen for its derivative: that of the scatter
+    # is fastest by components, that of the gather by matrices.
     def to_grid(mass, momentum, affine):
-        moved = momentum + jnp.einsum("pij,opj->opi", affine, away)
-        both = jnp.concatenate(
-            [jnp.broadcast_to(mass, w.shape)[..., None], moved], axis=-1
-        )
-        grid = jnp.zeros((*shape, d + 1), x.dtype).at[node].add(w[..., None] * both)
+        values = [w * mass]
+        for i in range(d):
+            moved = sum(affine[:, i, j] * away[j] for j in range(d))
+            values.append(w * (momentum[:, i] + moved))
+        grid = jnp.zeros((size, d + 1), x.dtype).at[node].add(jnp.stack(values, -1))
+        grid = grid.reshape(*shape, d + 1)
         return grid[..., 0], grid[..., 1:]
 
     def from_grid(velocity):
-        at = w[..., None] * velocity[node]  # [3^d, N, d]
-        C = (4 / dx**2) * jnp.einsum("opi,opj->pij", at, away)
-        return jnp.sum(at, 0), C
+        flat = lambda a: jnp.broadcast_to(a, w.shape).reshape(3**d, -1)
+        at = flat(w)[..., None] * velocity.reshape(size, d)[flat(node)]  # [3^d, N, d]
+        far = jnp.stack([flat(a) for a in away], -1)
+        return jnp.sum(at, 0), (4 / dx**2) * jnp.einsum("opi,opj->pij", at, far)
 
     return Transfer(to_grid, from_grid)
