@@ -21,7 +21,9 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--platform", choices=("cpu", "gpu", "tpu"))
     options = parser.parse_args(arguments)
     surroundings.prepare(platform=options.platform)
+    # All of it before the work: nothing may be missing when hours of it are to be kept.
     from jaxwm import catalogue
+    from jaxwm.commands import conclude
     from jaxwm.train import settings
     from jaxwm.train.errors import ConfigError
 
@@ -38,8 +40,6 @@ def run(arguments: list[str]) -> int:
         for part in verdict.text.split("; "):
             print(f"  {part}")
     if options.out:
-        from jaxwm.commands import conclude
-
         conclude.write_json(
             pathlib.Path(options.out), _record(entry, seeds, results, verdicts)
         )
