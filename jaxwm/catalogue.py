@@ -370,6 +370,24 @@ ENTRIES: tuple[Entry, ...] = (
         summary="neural ODEs that need fewer steps: the solver's error in the loss",
     ),
     Entry(
+        "on_neural_des",
+        family="differentiable physics",
+        source='Kidger, "On Neural Differential Equations", doctoral thesis, Oxford, '
+        "2022",
+        bundle="Predictor",
+        claim=All(
+            (
+                Below("extrapolate/hybrid", 0.3, of="extrapolate/pure"),
+                Above("accuracy/cde", 0.95),
+                Below("formula/off", 1e-3),
+                Below("formula/constants", 0.05),
+                Above("moons/accuracy", 0.98),
+                Below("moons/gradient", 1e-4),
+            )
+        ),
+        summary="ODEs with a known part, CDEs, equilibria; formulas read off a network",
+    ),
+    Entry(
         "polygrad",
         family="world models",
         source=_WHERE,

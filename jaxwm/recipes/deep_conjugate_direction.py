@@ -50,7 +50,7 @@ class Config:
     margin: int = 0  # eigenvectors beyond the half that are amplified too
     keep: int = 2  # directions to orthogonalise against
     tol: float = 1e-4  # of the relative residual
-    max_iter: int = 4000  # an untrained network takes 1000 to 2000
+    max_iter: int = 4000  # an untrained network takes 700 to 2000
     batch: int = 8
     steps: int = 700
     learning_rate: float = 2e-3

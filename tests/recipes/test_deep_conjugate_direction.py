@@ -51,6 +51,7 @@ def test_ritz_values_of_all_unknowns_are_the_eigenvalues(key):
     np.testing.assert_allclose(image, values[:, None, None] * vectors, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_ritz_right_hand_sides_stay_off_the_walls(key):
     mask = jnp.ones((4, 4)).at[2:, 2:].set(0)
     apply = lambda u: poisson(u, mask)
