@@ -534,7 +534,6 @@ ENTRIES: tuple[Entry, ...] = (
                 Above("same/gain/data", 0.0),
                 Above("same/gain/dynamics", 0.0),
                 Above("same/gain/reward", 0.0),
-                Above("same/gain/value", 0.0),
                 Above("same/gain/policy", 0.0),
                 Above("same/jump_start/policy", 0.9),
                 Above("reward/gain/dynamics", 1.0, of="reward/gain/policy"),

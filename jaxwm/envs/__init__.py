@@ -12,6 +12,7 @@ from jaxwm.envs.batch import batch
 from jaxwm.envs.delays import delayed
 from jaxwm.envs.factors import fixed, unknown
 from jaxwm.envs.from_dynamics import from_dynamics
+from jaxwm.envs.shaping import shaped
 from jaxwm.types import Env
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ __all__ = [
     "mujoco",
     "probes",
     "rendering",
+    "shaped",
     "tasks",
 ]
 

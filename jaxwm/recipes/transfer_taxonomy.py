@@ -18,7 +18,12 @@ Each learner has a row from scratch and a control, whose "knowledge" was never t
 Source: Wulfmeier et al., "Foundations for Transfer in Reinforcement Learning: A
 Taxonomy of Knowledge Modalities", 2023. The survey proposes no software: tasks,
 mechanisms and scores are ours, its axes are the kinds of knowledge and of change.
-Departs: the expert that scores 1 is a known controller.
+Departs: the expert that scores 1 is a known controller. G is that of the mean areas
+over seeds, since a mean of ratios is ruled by the seed whose scratch learns at once.
+The motors turn with the place: where they do not, the dynamics are learnt from a few
+episodes, the goal is what takes time to find, and transferred dynamics buy little.
+Not found: that a value helps. In the same task shaping by it gained -0.06, -0.10 and
+-0.07 on the seeds reported; with motors that do not turn and NEAR 0.3 it was 0.3.
 Shapes: S seeds, R rows, P points of a curve, T steps of an episode, O observation.
 """
 
@@ -28,36 +33,29 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Key
 
 from jaxwm import envs, nn
 from jaxwm.agents import mpc, ppo
 from jaxwm.core import loop, optimise, stats, tree
-from jaxwm.dynamics import rows
-from jaxwm.dynamics.from_step import Step, from_step
+from jaxwm.dynamics import modular
 from jaxwm.envs import families
 from jaxwm.envs.tasks import dr_reach
 from jaxwm.measures import transfer
 from jaxwm.train import evaluate
-from jaxwm.types import (
-    Env,
-    EnvSpec,
-    Metrics,
-    ModelSpec,
-    ModelState,
-    PyTree,
-    Trajectory,
-    WorldModel,
-)
+from jaxwm.types import Env, Metrics, ModelState, PyTree, Trajectory
 
 AXES = ("same", "reward", "dynamics", "both")  # what differs in the target
 MODEL_ROWS = ("data", "data_relabelled", "frozen", "dynamics", "reward", "control")
 POLICY_ROWS = ("value", "policy", "untrained")
+TURN = 3.0  # rad per m to the right, by which the motors turn
+NEAR = 0.45  # m, within which a state earns most
+LEVEL = 0.99  # of an interval; the matrix has 36 of them
 _RADIUS = 0.6  # m from the middle to a goal
+_MODEL = modular.Config()
 _PLAN = mpc.Config(horizon=8, num=32, elites=6, iterations=2, explore=0.15)
 _PPO = ppo.Config(
-    steps=20, epochs=6, minibatches=4, gamma=0.95, learning_rate=2e-3, hidden=(32,)
+    steps=20, epochs=6, minibatches=4, gamma=0.95, learning_rate=2e-3, hidden=(32, 32)
 )
 
 
@@ -65,15 +63,14 @@ _PPO = ppo.Config(
 class Config:
     """Minutes on two cores. Budgets count interactions with the target task."""
 
-    seeds: int = 5  # S, each with tasks of its own
+    seeds: int = 10  # S, each with tasks of its own
     points: int = 5  # P - 1, evaluations after the first interaction
     episodes: int = 3  # between two evaluations, planning
-    source: int = 2  # how many times as long the source is learnt
+    source: int = 6  # how many times as long the source is learnt
     updates: int = 60  # of the model after each episode
     first_updates: int = 300  # before the first one, on the source's data if any
     batch: int = 32  # transitions of an update
-    width: int = 32  # hidden units of both networks' two layers
-    learning_rate: float = 3e-3
+    model: modular.Config = _MODEL  # of the world
     plan: mpc.Config = _PLAN  # CEM in the model
     iterations: int = 5  # of PPO between two evaluations
     num_envs: int = 16  # that PPO collects from
@@ -87,21 +84,21 @@ class Config:
                     f"{name} must be at least 1, got {getattr(self, name)}; a "
                     "budget of nothing has no learning curve."
                 )
-        if self.seeds < 3:
+        if self.seeds < 5:
             raise ValueError(
-                f"seeds must be at least 3, got {self.seeds}; fewer give no interval."
+                f"seeds must be at least 5, got {self.seeds}; fewer give no interval."
             )
 
 
 TINY = Config(
-    seeds=3,
+    seeds=5,
     points=1,
     episodes=1,
     source=1,
     updates=1,
     first_updates=1,
     batch=4,
-    width=4,
+    model=modular.TINY,
     plan=mpc.Config(horizon=2, num=4, elites=2, iterations=1),
     iterations=1,
     num_envs=2,
@@ -111,7 +108,12 @@ TINY = Config(
 
 
 class Task(NamedTuple):
-    """A point mass in the plane that shall come to a goal it does not see."""
+    """A point mass in the plane that shall come to a goal it does not see.
+
+    Its motors turn with where it is, so that the dynamics take data to learn:
+
+        force = R(TURN x_0) (gain a),   reward = exp(-|x' - goal|^2 / (2 NEAR^2))
+    """
 
     goal: Float[Array, "2"]  # m; the reward
     gain: Float[Array, "2"]  # on each action; the dynamics
@@ -174,9 +176,21 @@ def transfer_taxonomy(
             f"{target.spec.action}."
         )
     spec = target.spec
-    model = modular(config, spec)
+    model = modular.modular(config.model, spec)
     agent = mpc.mpc(model, config.plan)
     score = lambda returns: (returns - random) / (expert - random)
+
+    def on_the_way(step, judge, carry, num):
+        """Scores `[P]` of `carry[0]` during `num` steps, and the carry in the end."""
+
+        def block(carry, order):
+            carry = jax.lax.scan(step, carry, order)[0]
+            return carry, carry[0]
+
+        order = jnp.arange(num).reshape(config.points, -1)
+        last, rest = jax.lax.scan(block, carry, order)
+        join = lambda x, y: jnp.concatenate([x[None], y])
+        return jax.vmap(judge)(jax.tree.map(join, carry[0], rest)), last
 
     def plan_and_learn(key, test_key, env: Env, state: ModelState, data, mix, times):
         """Scores `[P]`, the model in the end, and the transitions seen.
@@ -191,9 +205,11 @@ def transfer_taxonomy(
         def fit(key, state, own, filled, num):
             def update(key, state, _):
                 own_key, data_key, mix_key, fit_key = jax.random.split(key, 4)
-                pick = lambda key, rows, num: jax.tree.map(
-                    lambda x: x[jax.random.randint(key, (config.batch,), 0, num)], rows
-                )
+
+                def pick(key, rows, num):
+                    row = jax.random.randint(key, (config.batch,), 0, num)
+                    return jax.tree.map(lambda x: x[row], rows)
+
                 mine = pick(own_key, own, jnp.maximum(filled, 1))
                 theirs = pick(data_key, data, len(data.reward))
                 share = mix * jnp.where(filled > 0, 0.5, 1.0)
@@ -223,20 +239,19 @@ def transfer_taxonomy(
             filled = (i + 1) * horizon
             return (fit(fit_key, state, own, filled, config.updates), own), None
 
-        def block(carry, order):
-            carry = jax.lax.scan(episode, carry, order)[0]
-            return carry, carry[0]
-
         first_key = jax.random.fold_in(key, size)
         state = fit(first_key, state, blank, jnp.int32(0), config.first_updates)
-        order = jnp.arange(size // horizon).reshape(config.points, -1)
-        (last, own), states = jax.lax.scan(block, (state, blank), order)
-        return jax.vmap(judge)(_prepend(state, states)), last, own
+        scores, (last, own) = on_the_way(
+            episode, judge, (state, blank), size // horizon
+        )
+        return scores, last, own
 
     def improve(key, test_key, env: Env, begin: Callable, potential: Callable, times):
         """PPO: scores `[P]` and its last state. `begin` changes the first state."""
         learner = ppo.ppo(
-            envs.batch(_shaped(env, potential, config.learner.gamma), config.num_envs),
+            envs.batch(
+                envs.shaped(env, potential, config.learner.gamma), config.num_envs
+            ),
             config.learner,
         )
         init_key, run_key = jax.random.split(key)
@@ -249,18 +264,13 @@ def transfer_taxonomy(
             found = evaluate.returns(test_key, env, act, config.tests)
             return score(jnp.mean(found.returns))
 
-        def step(state, i):
+        def step(carry, i):
             step_key = jax.random.fold_in(run_key, i)
-            return learner.learner.step(step_key, state, i)[0], None
+            return (learner.learner.step(step_key, carry[0], i)[0],), None
 
-        def block(state, order):
-            state = jax.lax.scan(step, state, order)[0]
-            return state, state
-
-        order = jnp.arange(config.points * config.iterations * times)
-        order = order.reshape(config.points, -1)
-        last, states = jax.lax.scan(block, state, order)
-        return jax.vmap(judge)(_prepend(state, states)), last
+        num = config.points * config.iterations * times
+        scores, (last,) = on_the_way(step, judge, (state,), num)
+        return scores, last
 
     def no_data():
         obs_size, action_size = spec.flat_sizes("transfer_taxonomy")
@@ -342,69 +352,13 @@ def transfer_taxonomy(
     return Harness(extract, run)
 
 
-def modular(config: Config, spec: EnvSpec) -> WorldModel:
-    """A world model whose dynamics and reward are networks of their own.
-
-    The dynamics network predicts the change of the observation, the reward network the
-    reward from the observation reached. Both read raw units: a normaliser would be
-    knowledge that every row carries over unseen. `buffers["frozen"]` 1 holds the
-    dynamics as they are. Episodes never terminate.
-    """
-    obs_size, action_size = spec.flat_sizes("transfer_taxonomy")
-    hidden = (config.width, config.width)
-    dynamics, reward = nn.MLP((*hidden, obs_size), "silu"), nn.MLP((*hidden, 1), "silu")
-    optimiser = optax.adam(config.learning_rate)
-
-    def init(key: Key[Array, ""]) -> ModelState:
-        dynamics_key, reward_key = jax.random.split(key)
-        params = {
-            "dynamics": dynamics.init(dynamics_key, jnp.zeros(obs_size + action_size)),
-            "reward": reward.init(reward_key, jnp.zeros(obs_size)),
-        }
-        return optimise.init_state(optimiser, params, {"frozen": jnp.zeros(())})
-
-    def loss(key, state: ModelState, window: Trajectory):
-        del key  # deterministic
-        data, params = rows.transitions_of(window), state.params
-        held = jax.lax.stop_gradient(params["dynamics"])
-        moved = tree.where(state.buffers["frozen"] > 0, held, params["dynamics"])
-        x = jnp.concatenate([data.obs, data.action], -1)
-        change = dynamics.apply(moved, x) - (data.next_obs - data.obs)
-        missed = reward.apply(params["reward"], data.next_obs)[:, 0] - data.reward
-        error = data.valid @ (jnp.mean(change**2, -1) + missed**2)
-        return error / len(data.valid), (state.buffers, {"error": error})
-
-    def step(key, state: ModelState, obs, action) -> Step:
-        del key
-        x = jnp.concatenate([obs, action])
-        after = obs + dynamics.apply(state.params["dynamics"], x)
-        earned = reward.apply(state.params["reward"], after)[0]
-        return Step(after, earned, jnp.ones(()), {})
-
-    return from_step(
-        ModelSpec(
-            obs=spec.obs,
-            action=spec.action,
-            feature_size=obs_size,
-            horizon=1,
-            context=1,
-            abilities=frozenset({"reward", "gradient"}),
-            window=2,
-            name="modular model",
-        ),
-        step,
-        init=init,
-        loss=loss,
-        fit=optimise.fit(loss, optimiser),
-    )
-
-
 def navigation(task: Task) -> Env:
-    """The reaching task with a goal that is not observed: (x, v), `[4]`, 20 steps."""
+    """`dr_reach` with the task's motors and reward: sees (x, v), `[4]`, 20 steps."""
     base = dr_reach.dr_reach()
     spec = base.spec._replace(
         name="navigation", obs=jax.ShapeDtypeStruct((4,), base.spec.obs.dtype)
     )
+    reward = goal_reward(task)
 
     def reset_to(physics, params=None):
         state = base.reset_to(physics._replace(goal=task.goal), params)
@@ -414,10 +368,17 @@ def navigation(task: Task) -> Env:
         return reset_to(base.reset(key, params).physics, params)
 
     def step(key, state, action):
-        after = base.step(key, state, task.gain * action)
-        return after._replace(obs=after.obs[:4])
+        after = base.step(key, state, turned(state.obs) @ (task.gain * action))
+        obs = after.obs[:4]
+        return after._replace(obs=obs, reward=reward(obs))
 
     return Env(spec, reset, reset_to, step)
+
+
+def turned(obs: Float[Array, "4"]) -> Float[Array, "2 2"]:
+    """R, from the motors' directions to the plane's."""
+    cos, sin = jnp.cos(TURN * obs[0]), jnp.sin(TURN * obs[0])
+    return jnp.array([[cos, -sin], [sin, cos]])
 
 
 def goal_reward(task: Task) -> Callable:
@@ -425,7 +386,7 @@ def goal_reward(task: Task) -> Callable:
 
     def reward(next_obs: Float[Array, "4"]) -> Float[Array, ""]:
         square = jnp.sum((next_obs[:2] - task.goal) ** 2)
-        return jnp.exp(-0.5 * square / dr_reach.NEAR**2)
+        return jnp.exp(-0.5 * square / NEAR**2)
 
     return reward
 
@@ -448,8 +409,8 @@ def experiment(key: Key[Array, ""], config: Config = Config()) -> Metrics:
     """The whole matrix, kind of knowledge by kind of change.
 
     Returns:
-        `AXIS/gain/ROW`: mean of G over seeds, with `AXIS/low/ROW` and `AXIS/high/ROW`,
-        the ends of its 95 % interval; `AXIS/jump_start/ROW` and `AXIS/asymptote/ROW`,
+        `AXIS/gain/ROW`: G over all seeds, with `AXIS/low/ROW` and `AXIS/high/ROW`, the
+        ends of its 99 % interval; `AXIS/jump_start/ROW` and `AXIS/asymptote/ROW`,
         mean scores before the first and after the last interaction; `AXIS/area/...` of
         both learners from scratch.
     """
@@ -486,7 +447,7 @@ def references(random_key, expert_key, task: Task) -> tuple[Array, Array]:
 
     def expert(key, memory, obs, is_first):
         push = 12 * (task.goal - obs[:2]) - 1.5 * obs[2:]
-        return jnp.clip(push * task.gain, -1, 1), memory
+        return jnp.clip(task.gain * (turned(obs).T @ push), -1, 1), memory
 
     mean = lambda key, act: jnp.mean(evaluate.returns(key, env, act, 64).returns)
     return mean(random_key, evaluate.uniform(env.spec)), mean(expert_key, expert)
@@ -500,16 +461,12 @@ def gains(key: Key[Array, ""], scores: Mapping[str, Array]) -> Metrics:
     every = jax.vmap(jax.vmap(jax.vmap(lambda s: transfer.curve(s, points))))
     read = every(jnp.stack([scores[name] for name in names]))  # [R, S, axes]
     base = every(jnp.stack([scores[name] for name in bases])).area
-    gained = jnp.swapaxes(transfer.gain(read.area, base), 1, 2).reshape(
-        -1, base.shape[1]
-    )
-    low, high = jax.vmap(transfer.bootstrap_mean)(
-        loop.fold_in_each(key, len(gained)), gained
-    )
+    interval = lambda area, base: transfer.bootstrap_gain(key, area, base, level=LEVEL)
+    gain, low, high = jax.vmap(jax.vmap(interval, 1))(read.area, base)  # [R, axes]
     tables = {
-        "gain": jnp.mean(gained, -1).reshape(len(names), -1),
-        "low": low.reshape(len(names), -1),
-        "high": high.reshape(len(names), -1),
+        "gain": gain,
+        "low": low,
+        "high": high,
         "jump_start": jnp.mean(read.jump_start, 1),
         "asymptote": jnp.mean(read.asymptote, 1),
     }
@@ -538,18 +495,3 @@ def to_markdown(metrics: Mapping[str, float]) -> str:
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _prepend(first: PyTree, rest: PyTree) -> PyTree:
-    return jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), first, rest)
-
-
-def _shaped(env: Env, potential: Callable, gamma: float) -> Env:
-    """The task with rewards shaped by a potential of the observation."""
-
-    def step(key, state, action):
-        after = env.step(key, state, action)
-        extra = gamma * potential(after.obs) - potential(state.obs)
-        return after._replace(reward=after.reward + extra)
-
-    return env._replace(step=step)

@@ -66,7 +66,11 @@ def test_samples_may_be_any_pytree():
 
 
 def test_impossible_data_scales_are_refused():
-    with pytest.raises(ValueError, match="sigma_data must be positive and finite, got 0"):
+    with pytest.raises(
+        ValueError, match="sigma_data must be positive and finite, got 0"
+    ):
         diffusion.edm(0)
-    with pytest.raises(ValueError, match="offset must be finite and at least 0, got -1"):
+    with pytest.raises(
+        ValueError, match="offset must be finite and at least 0, got -1"
+    ):
         diffusion.edm(1.0, -1)

@@ -29,22 +29,42 @@ def test_gain_is_the_share_of_what_scratch_leaves():
     np.testing.assert_allclose(found, [0.5, -0.5, 0.0])
 
 
-def test_the_interval_covers_a_mean_about_as_often_as_it_says(key):
+def test_the_gain_of_many_seeds_is_that_of_their_mean_areas(key):
+    """So the seed whose scratch leaves next to nothing to gain does not rule it."""
+    scratch = jnp.array([0.0, 0.2, 0.4, 0.1, 0.99])
+    area = jnp.array([0.5, 0.6, 0.7, 0.55, 0.9])
+    found, low, high = transfer.bootstrap_gain(key, area, scratch)
+    lost = transfer.gain(jnp.mean(area), jnp.mean(scratch))
+    np.testing.assert_allclose(found, lost, rtol=1e-6)
+    assert low < found < high
+    assert jnp.mean(transfer.gain(area, scratch)) < -1 < found
+
+
+def test_seeds_that_agree_leave_no_doubt(key):
+    even = transfer.bootstrap_gain(key, jnp.full(5, 0.75), jnp.full(5, 0.5))
+    np.testing.assert_allclose(even, (0.5, 0.5, 0.5))
+
+
+def test_the_interval_covers_a_gain_about_as_often_as_it_says(key):
+    """Also with ten seeds and a scratch whose level varies from seed to seed."""
+
     def covers(key):
-        data_key, boot_key = jax.random.split(key)
-        low, high = transfer.bootstrap_mean(
-            boot_key, jax.random.normal(data_key, (40,)), level=0.8, resamples=200
+        level_key, noise_key, boot_key = jax.random.split(key, 3)
+        scratch = 0.8 * jax.random.uniform(level_key, (10,))
+        area = scratch + 0.2 * jax.random.normal(noise_key, (10,))  # gain 0
+        _, low, high = transfer.bootstrap_gain(
+            boot_key, area, scratch, level=0.9, resamples=300
         )
         return (low < 0) & (high > 0)
 
-    share = jnp.mean(jax.jit(jax.vmap(covers))(jax.random.split(key, 400)))
-    assert 0.7 < share < 0.87
+    share = jnp.mean(jax.jit(jax.vmap(covers))(jax.random.split(key, 800)))
+    assert 0.86 < share < 0.94  # 0.9 with a deviation of 0.011
 
 
 def test_what_says_nothing_is_refused(key):
     with pytest.raises(ValueError, match="score must hold at least 2 points, got 1"):
         transfer.curve(jnp.ones(1), jnp.zeros(1))
-    with pytest.raises(ValueError, match="at least 3 seeds, got 2"):
-        transfer.bootstrap_mean(key, jnp.ones(2))
+    with pytest.raises(ValueError, match="at least 5 seeds, got 4"):
+        transfer.bootstrap_gain(key, jnp.zeros(4), jnp.zeros(4))
     with pytest.raises(ValueError, match=r"level must be in \(0, 1\), got 1"):
-        transfer.bootstrap_mean(key, jnp.ones(3), level=1.0)
+        transfer.bootstrap_gain(key, jnp.zeros(5), jnp.zeros(5), level=1.0)
