@@ -244,7 +244,15 @@ class Surveyed(NamedTuple):
     base: dict
 
 
-@pytest.fixture(scope="module", params=ROWS, ids=lambda row: row.name)
+# Variants of models that are surveyed above; their catalogue rows are tested every time.
+_VARIANTS = ("polygrad_transformer", "tdm_scalar")
+SURVEYED = [
+    pytest.param(row, marks=[pytest.mark.slow] * (row.name in _VARIANTS))
+    for row in ROWS
+]
+
+
+@pytest.fixture(scope="module", params=SURVEYED, ids=[row.name for row in ROWS])
 def surveyed(request):
     model = request.param.build(SPEC)
     draw = np.random.default_rng(1)

@@ -179,6 +179,7 @@ def test_factors_are_drawn_for_every_start_and_kept_within_an_episode(key):
     )
 
 
+@pytest.mark.slow
 def test_factors_that_are_not_drawn_are_constants_of_the_step(key):
     batch = envs.batch(counter(), 2, factors={"lag": (0, 3)})
     state = batch.reset(jax.random.fold_in(key, 0))

@@ -48,6 +48,7 @@ def test_a_pair_repels_with_a_constant_force_and_others_fly_straight(env, step, 
         np.testing.assert_allclose(after[1:3], 0.01, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_graph_equals_what_removing_a_particle_changes(env, step, key):
     """Exact, at many states: j acts on i where moving j far away changes i's step."""
     starts = jax.vmap(env.reset)(jax.random.split(key, 300))

@@ -77,7 +77,7 @@ def test_self_paths_are_free():
     np.testing.assert_allclose(nn.path_penalty(paths, lambda x: jnp.minimum(x, 1)), 3.0)
 
 
-@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("heads", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_where_no_path_leads_no_value_flows(heads):
     """Values of an edge that is off do not arrive; only scores are shared."""
     params, apply = network(num_heads=heads)

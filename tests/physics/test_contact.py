@@ -44,7 +44,7 @@ def test_the_naive_impulse_has_the_wrong_derivative_and_says_so(x64):
     assert "wrong" in contact.impulse.__doc__
 
 
-@pytest.mark.parametrize("dt", [0.01, 0.05])
+@pytest.mark.parametrize("dt", [pytest.param(0.01, marks=pytest.mark.slow), 0.05])
 def test_time_of_impact_is_exact_under_gravity(dt, x64):
     g, h, e, t = 9.81, 1.0, 0.8, 0.9
     model = contact.time_of_impact(restitution=e)

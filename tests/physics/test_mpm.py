@@ -401,17 +401,13 @@ def test_the_first_inversion_is_found():
 # --- gradients -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("d", "law", "kept"),
     [
         (2, elasticity.corotated(3e4, 0.2), None),
-        pytest.param(3, elasticity.corotated(3e4, 0.2), None, marks=pytest.mark.slow),
-        pytest.param(
-            2,
-            elasticity.hencky(3e4, 0.2),
-            plasticity.von_mises(3e4, 0.2, 1e3),
-            marks=pytest.mark.slow,
-        ),
+        (3, elasticity.corotated(3e4, 0.2), None),
+        (2, elasticity.hencky(3e4, 0.2), plasticity.von_mises(3e4, 0.2, 1e3)),
     ],
 )
 def test_gradients_through_a_bounce_are_those_of_differences(d, law, kept, x64):

@@ -67,9 +67,8 @@ def test_evaluations_of_the_field_are_counted(solver):
     assert len(calls) == stats.num_evaluations
 
 
-@pytest.mark.parametrize(
-    "adjoint", ["checkpoint", pytest.param("backsolve", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("adjoint", ["checkpoint", "backsolve"])
 def test_gradients_reach_parameters_and_start(adjoint, x64):
     def loss(rate, y0):
         ys, _ = ode.odeint(

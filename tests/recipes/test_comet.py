@@ -87,6 +87,7 @@ def test_credit_sharpens_from_a_mixture_to_the_winner():
     )
 
 
+@pytest.mark.slow
 def test_only_winners_move_in_competition_and_only_the_classifier_in_composition():
     _, state, fit = model(phase="competition", warm_up=0)
     after, metrics = fit(jax.random.key(2), state, windows())

@@ -61,6 +61,7 @@ def test_every_option_trains_and_matters(options):
     assert np.any(history.metrics["train/loss"] != plain.metrics["train/loss"])
 
 
+@pytest.mark.slow
 def test_the_penalty_lowers_the_rank():
     rank = [
         measures.mean_effective_rank(jax.tree.map(lambda x: x[-1], h.params))

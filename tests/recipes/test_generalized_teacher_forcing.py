@@ -45,6 +45,7 @@ def test_full_forcing_gives_the_gradient_of_one_step_regression():
     np.testing.assert_allclose(jax.grad(forced)(w), jax.grad(regression)(w), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_no_forcing_is_a_free_run_from_the_first_state():
     x, w = series()[:10], jax.random.normal(jax.random.key(0), (3, 3))
     z = gtf_rollout(lambda z: cell(w, z), x, 0.0)

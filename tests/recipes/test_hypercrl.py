@@ -70,6 +70,7 @@ def two_tasks(config=CONFIG):
     return first, started, second, metrics, later
 
 
+@pytest.mark.slow
 def test_the_first_task_is_not_regularised_and_later_ones_are():
     _, _, _, metrics, later = two_tasks()
     assert np.array_equal(metrics["regulariser"], np.zeros(30))

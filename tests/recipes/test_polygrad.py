@@ -383,7 +383,9 @@ def test_gradients_reach_the_actions(key):
         pytest.param(
             {"denoiser": "transformer"}, id="transformer", marks=pytest.mark.slow
         ),
-        pytest.param({"process_noise": "innovations"}, id="innovations"),
+        pytest.param(
+            {"process_noise": "innovations"}, id="innovations", marks=pytest.mark.slow
+        ),
         pytest.param(
             {"time": "index", "scale_actions": True, "clip_actions": False},
             id="reference",

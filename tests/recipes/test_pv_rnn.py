@@ -86,6 +86,7 @@ def test_one_step_is_the_equation():
     np.testing.assert_allclose(steps.kl[0, 0], kl, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_first_step_has_a_standard_prior_and_its_own_weight():
     weights = start().params["weights"]
     a = jnp.full((6, 2, 4), 0.3)

@@ -69,7 +69,9 @@ def remembered(model, state, obs, num, context=None):
     return memory
 
 
-@pytest.mark.parametrize("tokens", LAYOUTS)
+@pytest.mark.parametrize(
+    "tokens", [pytest.param("step", marks=pytest.mark.slow), "scalar"]
+)
 def test_a_rollout_with_caches_equals_one_that_reads_everything_again(tokens):
     """At any length of history, and beyond the context (8 places, 11 steps)."""
     (model, state), (plain, _) = make(tokens), make(tokens, cached=False)
