@@ -244,7 +244,7 @@ class Surveyed(NamedTuple):
     base: dict
 
 
-# Variants of models that are surveyed above; their catalogue rows are tested every time.
+# Variants of models that are surveyed; their catalogue rows are tested every time.
 _VARIANTS = ("polygrad_transformer", "tdm_scalar")
 SURVEYED = [
     pytest.param(row, marks=[pytest.mark.slow] * (row.name in _VARIANTS))
