@@ -24,7 +24,7 @@ from jaxwm.train.settings import RunConfig
 from jaxwm.types import Box, EnvSpec
 from tests.data.episodes import episode
 
-NUM = [pytest.param(200, marks=pytest.mark.slow), 10]
+NUM = [pytest.param(200, marks=pytest.mark.slow), 5]
 NOT_FINITE = st.sampled_from([math.nan, math.inf, -math.inf])
 TOO_FEW = st.integers(-(2**40), 0)
 

@@ -48,6 +48,12 @@ def loaded_by(code):
     )
 
 
+def test_files_of_tests_have_names_of_their_own():
+    """pytest takes two files of one name for one module."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    assert len(set(names)) == len(names), sorted(n for n in names if names.count(n) > 1)
+
+
 def test_importing_jaxwm_loads_no_heavy_library():
     loaded = loaded_by("import jaxwm")
     assert loaded.isdisjoint(HEAVY)

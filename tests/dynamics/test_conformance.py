@@ -244,11 +244,10 @@ class Surveyed(NamedTuple):
     base: dict
 
 
-# Variants of models that are surveyed; their catalogue rows are tested every time.
-_VARIANTS = ("polygrad_transformer", "tdm_scalar")
+# What compiles longest; `tests/test_catalogue.py` looks at these models every time.
+_LONG = ("polygrad_transformer", "spartan", "tdm", "tdm_scalar")
 SURVEYED = [
-    pytest.param(row, marks=[pytest.mark.slow] * (row.name in _VARIANTS))
-    for row in ROWS
+    pytest.param(row, marks=[pytest.mark.slow] * (row.name in _LONG)) for row in ROWS
 ]
 
 

@@ -152,13 +152,8 @@ def test_mjx_and_c_agree_without_contacts(key):
     assert qpos < 1e-4 and qvel < 1e-4
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name == "block" else pytest.param(name, marks=pytest.mark.slow)
-        for name in CONTACT
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONTACT)
 def test_mjx_and_c_agree_with_contacts(key, name):
     # Speeds of 20 m/s and rad/s, stiff contacts, four to twenty evaluations of the
     # forces per step, in float32: 1e-4 of the largest speed. Measured on halfcheetah:
