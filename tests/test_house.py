@@ -50,7 +50,7 @@ def loaded_by(code):
 
 def test_files_of_tests_have_names_of_their_own():
     """pytest takes two files of one name for one module."""
-    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert len(set(names)) == len(names), sorted(n for n in names if names.count(n) > 1)
 
 
