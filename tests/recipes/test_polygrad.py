@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxwm import nn
 from jaxwm.core import dists, stats
+from jaxwm.dynamics import innovations
 from jaxwm.recipes import polygrad as recipe
 from jaxwm.recipes.polygrad import PAPER, TINY, Config, polygrad
 from jaxwm.types import Box, Discrete, EnvSpec, Trajectory, Transition
@@ -534,6 +536,35 @@ def test_innovations_make_the_model_stochastic_and_say_so(key):
     assert xi.shape == (NUM, 4, 3)
     np.testing.assert_array_equal(xi[:, -1], 0.0)
     np.testing.assert_allclose(xi[:, :-1].std(), 1.0, atol=0.1)
+
+
+@pytest.mark.slow
+def test_a_silent_network_leaves_what_the_head_makes_of_the_noise(key):
+    """What is learnt is a correction: without one the head's rollout is imagined."""
+    config = dataclasses.replace(TINY, process_noise="innovations", eta=0.0)
+    _, state = start(config, key)
+    average = state.buffers["ema"]
+    leave = jax.tree.map(jnp.zeros_like, average["network"]["params"]["leave"])
+    network = {"params": {**average["network"]["params"], "leave": leave}}
+    buffers = {**state.buffers, "ema": {**average, "network": network}}
+    actions = jnp.full((4, 1), 0.2)
+    rollout, obs = batch(
+        config, state._replace(buffers=buffers), jax.random.key(1), actions=actions
+    )
+    rows, act = buffers["rows"], buffers["action"]
+    scale, mean = stats.scale(rows)[:3], rows.mean[:3]
+    head = nn.GaussianHead(3, (config.head_width, config.head_width))
+    rolled = jax.vmap(
+        lambda obs, xi: innovations.roll_head(
+            head,
+            average["head"],
+            (obs - mean) / scale,
+            stats.normalise(act, actions),
+            xi,
+        )
+    )(obs, rollout.info["innovation"])
+    np.testing.assert_allclose(rollout.obs, mean + scale * rolled, rtol=1e-3, atol=1e-2)
+    assert np.any(rollout.obs[:, 1:] != rollout.obs[:, :1])
 
 
 # --- bad input -------------------------------------------------------------
