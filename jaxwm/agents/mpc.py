@@ -78,6 +78,7 @@ class Config:
     fit_batch: int = 256  # windows per model update
 
     def __post_init__(self):
+        checks.finite(self)
         if self.planner not in PLANNERS:
             raise ValueError(
                 f"planner must be among {', '.join(PLANNERS)}, got {self.planner!r}."

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
-from jaxwm.core import loop, shard, tree
+from jaxwm.core import checks, loop, shard, tree
 from jaxwm.types import (
     Agent,
     BatchEnv,
@@ -32,6 +32,7 @@ class Config:
     rounds: int = 4  # agent steps per iteration
 
     def __post_init__(self):
+        checks.finite(self)
         for name, least in (
             ("steps", 1),
             ("random_iterations", 1),

@@ -25,7 +25,7 @@ import optax
 from jaxtyping import Array, Int, Key
 
 from jaxwm import rl
-from jaxwm.core import loop, optimise, stats, tree
+from jaxwm.core import checks, loop, optimise, stats, tree
 from jaxwm.nn import Critic, SquashedActor
 from jaxwm.types import (
     BatchEnv,
@@ -61,6 +61,7 @@ class Config:
     reward_scale: float = 1.0  # so that values are of the order of 1 to 10
 
     def __post_init__(self):
+        checks.finite(self)
         for name in ("horizon", "critic_epochs", "critic_minibatches"):
             if getattr(self, name) < 1:
                 raise ValueError(

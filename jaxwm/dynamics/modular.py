@@ -19,7 +19,7 @@ import optax
 from jaxtyping import Array, Key
 
 from jaxwm import nn
-from jaxwm.core import optimise, tree
+from jaxwm.core import checks, optimise, tree
 from jaxwm.dynamics import rows
 from jaxwm.dynamics.from_step import Step, from_step
 from jaxwm.types import EnvSpec, ModelSpec, ModelState, Trajectory, WorldModel
@@ -33,6 +33,7 @@ class Config:
     learning_rate: float = 3e-3
 
     def __post_init__(self):
+        checks.finite(self)
         if self.width < 1:
             raise ValueError(f"width must be at least 1, got {self.width}.")
         if not self.learning_rate > 0:

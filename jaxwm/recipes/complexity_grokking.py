@@ -23,7 +23,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from jaxwm import data, measures, nn
-from jaxwm.core import optimise
+from jaxwm.core import checks, optimise
 from jaxwm.types import Metrics, ModelState, Params, Predictor, PyTree
 
 # Tables with one row per pair; "permutation" composes the p = k! permutations.
@@ -58,6 +58,7 @@ class Config:
     epsilon: float = 1.0  # nats that the loss may rise by
 
     def __post_init__(self):
+        checks.finite(self)
         if self.op not in OPERATIONS:
             raise ValueError(
                 f"op must be one of {', '.join(OPERATIONS)}, got {self.op!r}."

@@ -30,7 +30,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
-from jaxwm.core import loop, optimise
+from jaxwm.core import checks, loop, optimise
 from jaxwm.nn import ResidualUNet
 from jaxwm.physics import conjugate
 from jaxwm.physics import poisson as grid
@@ -56,6 +56,7 @@ class Config:
     learning_rate: float = 2e-3
 
     def __post_init__(self):
+        checks.finite(self)
         factor = 2 ** (self.levels - 1)
         if self.side % factor:
             raise ValueError(

@@ -24,7 +24,7 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from jaxwm import nn
-from jaxwm.core import optimise
+from jaxwm.core import checks, optimise
 from jaxwm.measures import attractor
 from jaxwm.physics import chaos
 from jaxwm.types import Metrics, ModelState, Params, Predictor
@@ -53,6 +53,7 @@ class Config:
     num_samples: int = 20_000  # of the experiment's orbits, for training and for test
 
     def __post_init__(self):
+        checks.finite(self)
         if not 0 <= self.forcing <= 1:
             raise ValueError(
                 f"forcing must be in [0, 1], got {self.forcing}; 1 is teacher forcing, "

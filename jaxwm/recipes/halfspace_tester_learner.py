@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
+from jaxwm.core import checks
 from jaxwm.types import Metrics
 
 _CHUNK = 20_000  # samples whose sums are taken at once: float32 sums stay accurate
@@ -57,6 +58,7 @@ class Config:
     near: int = 131_072  # at most so many of them
 
     def __post_init__(self):
+        checks.finite(self)
         _check_eta(self.eta)
         if self.size < 2:
             raise ValueError(

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from jaxwm.core import checks
 from jaxwm.measures import hermite, kernels, ridge
 from jaxwm.types import Metrics
 
@@ -44,6 +45,7 @@ class Config:
     num_targets: int = 5  # of the experiment, which gives medians over them
 
     def __post_init__(self):
+        checks.finite(self)
         if self.inner_degree < 1:
             raise ValueError(
                 f"inner_degree must be at least 1, got {self.inner_degree}; degree 0 "

@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxwm import nn
 from jaxwm.agents import mpc
-from jaxwm.core import loop, optimise, stats, tree
+from jaxwm.core import checks, loop, optimise, stats, tree
 from jaxwm.dynamics import rows
 from jaxwm.dynamics.from_env import from_env
 from jaxwm.dynamics.from_step import Step, from_step
@@ -77,6 +77,7 @@ class Config:
     plan: mpc.Config = _PLAN  # plans with the model
 
     def __post_init__(self):
+        checks.finite(self)
         for name in ("tasks", "embedding", "updates", "batch", "trials", "coreset"):
             if getattr(self, name) < 1:
                 raise ValueError(

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from jaxwm.core import optimise
+from jaxwm.core import checks, optimise
 from jaxwm.measures import kernels
 from jaxwm.types import Metrics, ModelState, Predictor
 
@@ -44,6 +44,7 @@ class Config:
     linearised: bool = False  # train the first-order expansion: features stay
 
     def __post_init__(self):
+        checks.finite(self)
         if self.alpha <= 0:
             raise ValueError(
                 f"alpha must be positive, got {self.alpha}; small is rich, large lazy."

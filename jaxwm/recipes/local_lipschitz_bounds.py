@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from jaxwm.core import loop, optimise
+from jaxwm.core import checks, loop, optimise
 from jaxwm.measures import bound_propagation, lipschitz
 from jaxwm.measures.bound_propagation import Interval, Layer, Lines
 from jaxwm.types import Metrics
@@ -52,6 +52,7 @@ class Config:
     batch: int = 8  # domains split per round
 
     def __post_init__(self):
+        checks.finite(self)
         for name in ("num_networks", "num_samples", "rounds", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from jaxwm.core import loop, optimise
+from jaxwm.core import checks, loop, optimise
 from jaxwm.nn import MLP
 from jaxwm.physics import ode, step_error
 from jaxwm.types import Metrics, ModelState, Params, Predictor, PyTree
@@ -59,6 +59,7 @@ class Config:
     batch: int = 128
 
     def __post_init__(self):
+        checks.finite(self)
         _check(self.sampling, self.kind, self.length)
         if self.weight < 0 or self.final_weight < 0 or self.global_weight < 0:
             raise ValueError(

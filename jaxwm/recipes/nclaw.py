@@ -26,7 +26,7 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from jaxwm import physics
-from jaxwm.core import optimise
+from jaxwm.core import checks, optimise
 from jaxwm.physics import mpm
 from jaxwm.types import Metrics, ModelState, Params, Predictor
 
@@ -54,6 +54,7 @@ class Config:
     window: int = 50  # W, and in the end
 
     def __post_init__(self):
+        checks.finite(self)
         if self.dim not in (2, 3):
             raise ValueError(f"dim must be 2 or 3, got {self.dim}.")
         if self.steps % self.window:

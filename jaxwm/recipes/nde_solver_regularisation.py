@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from jaxwm.core import optimise
+from jaxwm.core import checks, optimise
 from jaxwm.nn import MLP
 from jaxwm.physics import step_error
 from jaxwm.types import Metrics, ModelState, Predictor
@@ -55,6 +55,7 @@ class Config:
     batch: int = 128
 
     def __post_init__(self):
+        checks.finite(self)
         if self.regulariser not in REGULARISERS:
             raise ValueError(
                 f"regulariser must be one of {', '.join(REGULARISERS)}, got "

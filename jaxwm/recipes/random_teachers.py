@@ -25,7 +25,7 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from jaxwm import nn
-from jaxwm.core import optimise
+from jaxwm.core import checks, optimise
 from jaxwm.data.gratings import NUM_CLASSES, gratings
 from jaxwm.measures import probes
 from jaxwm.types import Metrics, ModelState, Params, Predictor
@@ -58,6 +58,7 @@ class Config:
     num_test: int = 1000
 
     def __post_init__(self):
+        checks.finite(self)
         for name, allowed in (
             ("loss", ("ce", "kl", "mse")),
             ("start", ("random", "teacher", "interpolated", "neighbourhood")),

@@ -24,7 +24,7 @@ import optax
 from flax import linen
 from jaxtyping import Array, Float, Key
 
-from jaxwm.core import loop, optimise
+from jaxwm.core import checks, loop, optimise
 from jaxwm.nn import hyper
 from jaxwm.types import Metrics, Params, Predictor, PyTree
 
@@ -52,6 +52,7 @@ class Config:
     ridge_cycles: int = 6000  # of the experiment's regressions
 
     def __post_init__(self):
+        checks.finite(self)
         names = ("batch", "train_steps", "valid_steps", "width", "searches", "decay_by")
         for name in names:
             if getattr(self, name) is not None and getattr(self, name) < 1:

@@ -27,7 +27,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxwm import nn
-from jaxwm.core import constrained, optimise
+from jaxwm.core import checks, constrained, optimise
 from jaxwm.dynamics import rows
 from jaxwm.dynamics.from_step import Step, from_step
 from jaxwm.envs.tasks import local_particles
@@ -77,6 +77,7 @@ class Config:
     cooldown: int = 1  # updates of that cosine fall
 
     def __post_init__(self):
+        checks.finite(self)
         sizes = ("object_size", "embed", "blocks", "heads", "hidden", "depth")
         for name in (*sizes, "cooldown"):
             if getattr(self, name) < 1:

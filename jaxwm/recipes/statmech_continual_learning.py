@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from jaxwm.core import optimise
+from jaxwm.core import checks, optimise
 from jaxwm.data.permuted_clusters import Tasks, permuted_clusters
 from jaxwm.measures import perceptron
 from jaxwm.types import Metrics
@@ -56,6 +56,7 @@ class Config:
     metaplasticity: tuple[float, ...] = (1.35, 5.0, 8.0)  # mu of the baseline
 
     def __post_init__(self):
+        checks.finite(self)
         if self.beta <= 0:
             raise ValueError(
                 f"beta must be positive, got {self.beta}; 1 is the usual scale."

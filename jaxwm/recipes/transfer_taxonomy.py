@@ -37,7 +37,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxwm import envs, nn
 from jaxwm.agents import mpc, ppo
-from jaxwm.core import loop, optimise, stats, tree
+from jaxwm.core import checks, loop, optimise, stats, tree
 from jaxwm.dynamics import modular
 from jaxwm.envs import families
 from jaxwm.envs.tasks import dr_reach
@@ -78,6 +78,7 @@ class Config:
     tests: int = 6  # episodes of an evaluation
 
     def __post_init__(self):
+        checks.finite(self)
         for name in ("points", "episodes", "source", "updates", "batch", "tests"):
             if getattr(self, name) < 1:
                 raise ValueError(
