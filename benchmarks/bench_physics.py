@@ -3,7 +3,9 @@
 `mjx` stands beside a bare scan of `mjx.step`, `c` beside `mujoco.rollout` with as many
 threads: same model, start states and substeps, the same controls drawn beforehand; the
 bare sides never reset. `overhead` is what observation, reward, clock and automatic
-reset add to the time, `memory` the bytes a compiled rollout needs per environment.
+reset add to the time of a bare scan of the same steps (for `c`: of its callback; what
+the callback costs is in the ratio to `mujoco.rollout`, which meets after the last step
+alone). `memory` is the bytes a compiled rollout needs per environment.
 `wrapped` compares what our batch and the wrappers of brax and Playground make of one
 environment of ours. The full tier sweeps the batch to show where it stops paying.
 """
@@ -21,6 +23,7 @@ from benchmarks.measure import Ratio, Settings, compare, stopwatch, timed
 from benchmarks.record import Row, num_cores, timed_row
 from jaxwm import envs
 from jaxwm.core import tree
+from jaxwm.envs import mujoco_c, mujoco_edits
 
 STEPS = 32
 SWEEP = (1, 16, 256, 1024, 4096, 16384)
@@ -181,7 +184,21 @@ def beside_c(settings: Settings, name: str, num_envs: int) -> Iterator[Row]:
     ratio = compare(ours, stopwatch(bare), name=peer_name, settings=settings)
     row = row_of(name, "c", controls, timing, ratio=ratio, target=0.8)
     yield row._replace(note=f"{threads} threads on both sides")
-    yield overhead(row, ratio)
+
+    engine = mujoco_c.stepper(model, env.spec, (), num_substeps=num_substeps)
+    values = jnp.array(mujoco_edits.defaults(env.spec))
+    step = jax.vmap(engine, (0, 0, None))
+
+    def scanned(key, state, controls):
+        del key  # nothing is drawn
+        body = lambda state, control: (step(state, control, values), None)
+        return jax.lax.scan(body, state, controls)[0]
+
+    brief = settings._replace(min_seconds=0.0, min_repeats=1)
+    _, steps_alone = timed(scanned, state.env.physics, controls, settings=brief)
+    yield overhead(
+        row, compare(ours, steps_alone, name="its steps alone", settings=settings)
+    )
 
 
 def wrapped(settings: Settings, num_envs: int) -> Iterator[Row]:

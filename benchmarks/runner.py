@@ -105,6 +105,7 @@ def collect(chosen, settings, report: Callable) -> Iterator:
     """Runs the benches; one that raises becomes a failed row, and the rest go on."""
     from benchmarks.record import Row
 
+    begun, took = time.perf_counter(), []
     for bench in chosen:
         report(f"{bench.name} ...")
         try:
@@ -113,6 +114,9 @@ def collect(chosen, settings, report: Callable) -> Iterator:
             traceback.print_exc()
             note = f"{type(error).__name__}: {error}".splitlines()[0]
             yield Row(f"{bench.name}/error", status="failed", note=note)
+        begun, before = time.perf_counter(), begun
+        took.append(f"{bench.name} {begun - before:.0f}")
+    report("seconds: " + ", ".join(took))
 
 
 def with_roofline(rows: list) -> list:
