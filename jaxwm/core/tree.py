@@ -56,6 +56,20 @@ def strong(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), tree)
 
 
+def usual_floats(tree: PyTree) -> PyTree:
+    """Floats in JAX's usual precision, as much as `jax_enable_x64` asks for.
+
+    Declared shapes say float32 whatever the precision is, and simulators differ: a
+    memory that is carried has one type from its first step on.
+    """
+
+    def cast(x):
+        floating = jnp.issubdtype(jnp.result_type(x), jnp.floating)
+        return jnp.asarray(x, jnp.result_type(float)) if floating else x
+
+    return jax.tree.map(cast, tree)
+
+
 def num_bytes(tree: PyTree) -> int:
     """Bytes of all leaves; shapes are enough (`jax.eval_shape` output works)."""
     return sum(

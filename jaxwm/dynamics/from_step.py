@@ -143,14 +143,15 @@ def _forget_everything(spec: ModelSpec) -> Callable:
 
     def initial(state, context=None):
         del state, context  # a Markov model carries over nothing
-        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), spec.obs)
+        blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), spec.obs)
+        return tree.usual_floats(blank)
 
     return initial
 
 
 def _remember_last(key, state, memory, obs, prev_action, is_first):
     del key, state, memory, prev_action, is_first  # the observation says it all
-    return obs
+    return tree.usual_floats(obs)
 
 
 def _flatten(state, memory):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jaxwm.core import tree
 from jaxwm.types import ModelSpec, ModelState, PyTree, Rollout, WorldModel
 
 
@@ -80,11 +81,12 @@ def whole_trajectory(
 
     def initial(state: ModelState, context: PyTree) -> PyTree:
         del state, context  # nothing is remembered but the observation
-        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), spec.obs)
+        blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), spec.obs)
+        return tree.usual_floats(blank)
 
     def observe(key, state, memory, obs, prev_action, is_first) -> PyTree:
         del key, state, memory, prev_action, is_first  # Markov
-        return obs
+        return tree.usual_floats(obs)
 
     def feature(state: ModelState, memory: PyTree) -> Float[Array, " F"]:
         del state  # raw units: no statistics are needed
