@@ -38,12 +38,13 @@ def config_of(args):
     """The recipe's settings for another number of steps."""
     usual = recipe.Config()
     parts, num_steps = (2, 4096) if args.smoke else (30, args.steps)
-    rounds = lambda num_envs: max(1, num_steps // (32 * num_envs * parts)) * parts
+    usual_learners = recipe.learners(usual)
+    rounds = lambda name: max(1, num_steps // (usual_learners[name].steps * parts))
     return dataclasses.replace(
         usual,
         evaluations=parts,
-        iterations=rounds(usual.num_envs),
-        ppo_iterations=rounds(usual.ppo_envs),
+        iterations=rounds("shac") * parts,
+        ppo_iterations=rounds("ppo") * parts,
     )
 
 

@@ -84,12 +84,7 @@ class Config:
                 f"planner must be among {', '.join(PLANNERS)}, got {self.planner!r}."
             )
         names = ("horizon", "num", "iterations", "particles", "rounds", "fits")
-        names += ("fit_batch",)
-        for name in names:
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}."
-                )
+        checks.at_least(1, self, *names, "fit_batch")
         if self.planner == "cem" and not 1 <= self.elites <= self.num:
             raise ValueError(
                 f"elites must be in 1 ... num = {self.num}, got {self.elites}."
@@ -101,9 +96,7 @@ class Config:
                 f"knots must be in 1 ... horizon = {self.horizon}, got {self.knots}."
             )
         names = ("std", "temperature", "learning_rate", "length", "regularisation")
-        for name in (*names, "penalty"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        checks.positive(self, *names, "penalty")
         if not self.growth >= 1:
             raise ValueError(f"growth must be at least 1, got {self.growth}.")
         if not 0 <= self.gamma <= 1:

@@ -58,19 +58,9 @@ class Config:
 
     def __post_init__(self):
         checks.finite(self)
-        for name in ("steps", "epochs", "minibatches"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}."
-                )
-        for name in ("gamma", "lambda_"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"{name} must be in [0, 1], got {getattr(self, name)}."
-                )
-        for name in ("clip", "learning_rate", "max_grad_norm"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        checks.at_least(1, self, "steps", "epochs", "minibatches")
+        checks.fraction(self, "gamma", "lambda_")
+        checks.positive(self, "clip", "learning_rate", "max_grad_norm")
 
 
 TINY = Config(steps=4, epochs=2, minibatches=2, hidden=(8,))

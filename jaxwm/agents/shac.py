@@ -62,25 +62,11 @@ class Config:
 
     def __post_init__(self):
         checks.finite(self)
-        for name in ("horizon", "critic_epochs", "critic_minibatches"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}."
-                )
-        for name in ("gamma", "lambda_", "target_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"{name} must be in [0, 1], got {getattr(self, name)}."
-                )
-        for name in (
-            "actor_lr",
-            "critic_lr",
-            "max_grad_norm",
-            "init_std",
-            "reward_scale",
-        ):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        checks.at_least(1, self, "horizon", "critic_epochs", "critic_minibatches")
+        checks.fraction(self, "gamma", "lambda_", "target_decay")
+        checks.positive(
+            self, "actor_lr", "critic_lr", "max_grad_norm", "init_std", "reward_scale"
+        )
 
 
 TINY = Config(horizon=4, critic_epochs=1, critic_minibatches=1, hidden=(8,))

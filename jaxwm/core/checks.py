@@ -39,6 +39,41 @@ def finite(config: object) -> None:
                 raise ValueError(f"{field.name} must be finite, got {value}.")
 
 
+def at_least(least: float, config: object, *names: str) -> None:
+    """Raises where one of these fields of a config is below `least`.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    for name in names:
+        if not getattr(config, name) >= least:
+            raise ValueError(
+                f"{name} must be at least {least}, got {getattr(config, name)}."
+            )
+
+
+def positive(config: object, *names: str) -> None:
+    """Raises where one of these fields of a config is not above 0.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be positive, got {getattr(config, name)}.")
+
+
+def fraction(config: object, *names: str) -> None:
+    """Raises where one of these fields of a config is not within 0 and 1.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {getattr(config, name)}.")
+
+
 def require(model: WorldModel, *abilities: str, who: str) -> None:
     """Raises unless the model has every ability named.
 

@@ -82,14 +82,8 @@ class Config:
                 "num_measured must be in 2 ... steps / record_every = "
                 f"{self.steps // self.record_every}, got {self.num_measured}."
             )
-        for name in ("learning_rate", "epsilon"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        for name in ("weight_decay", "noise", "spectral"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"{name} must be at least 0, got {getattr(self, name)}."
-                )
+        checks.positive(self, "learning_rate", "epsilon")
+        checks.at_least(0, self, "weight_decay", "noise", "spectral")
 
 
 # Addition; 10 000 epochs of 5 minibatches. Two blocks and noise 1e-3 for "sub", "div".

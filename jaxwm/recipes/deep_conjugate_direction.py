@@ -63,11 +63,7 @@ class Config:
                 f"side must be divisible by {factor}, the halvings of {self.levels} "
                 f"levels, got {self.side}; use fewer levels or pad the grid."
             )
-        for name in ("dims", "batch", "steps", "max_iter"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}."
-                )
+        checks.at_least(1, self, "dims", "batch", "steps", "max_iter")
         if self.keep < 0:
             raise ValueError(
                 f"keep must be at least 0, got {self.keep}; 0 does not orthogonalise."

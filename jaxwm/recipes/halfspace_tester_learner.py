@@ -72,11 +72,9 @@ class Config:
             )
         if list(self.bands) != sorted(set(self.bands)) or min(self.bands) <= 0:
             raise ValueError(f"bands must increase from above 0, got {self.bands}.")
-        for name in ("num", "restarts", "steps", "batch", "final_steps", "near"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}."
-                )
+        checks.at_least(
+            1, self, "num", "restarts", "steps", "batch", "final_steps", "near"
+        )
 
 
 TINY = Config(num=4000, steps=20, batch=500, final_steps=5, near=512)

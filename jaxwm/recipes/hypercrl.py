@@ -78,16 +78,12 @@ class Config:
 
     def __post_init__(self):
         checks.finite(self)
-        for name in ("tasks", "embedding", "updates", "batch", "trials", "coreset"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}."
-                )
+        checks.at_least(
+            1, self, "tasks", "embedding", "updates", "batch", "trials", "coreset"
+        )
         if self.beta < 0:
             raise ValueError(f"beta must not be negative, got {self.beta}.")
-        for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        checks.positive(self, "learning_rate", "clip")
 
 
 PAPER = Config(

@@ -53,11 +53,7 @@ class Config:
 
     def __post_init__(self):
         checks.finite(self)
-        for name in ("num_networks", "num_samples", "rounds", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}."
-                )
+        checks.at_least(1, self, "num_networks", "num_samples", "rounds", "batch")
         if not self.networks:
             raise ValueError("networks must name at least one pair, got none.")
         for widths, radii in self.networks:

@@ -67,9 +67,7 @@ class Config:
                 f"first_window must be in [1, window = {self.window}], got "
                 f"{self.first_window}."
             )
-        for name in ("epochs", "stress_scale", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        checks.positive(self, "epochs", "stress_scale", "clip")
 
 
 PAPER = Config(

@@ -106,14 +106,10 @@ class Config:
                     f"{name} must be one of {', '.join(allowed)}, got "
                     f"{getattr(self, name)!r}."
                 )
-        for name in ("width", "depth", "heads", "ema_every", "head_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}."
-                )
-        for name in ("tau", "learning_rate", "guidance_scale", "terminal_floor"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        checks.at_least(1, self, "width", "depth", "heads", "ema_every", "head_width")
+        checks.positive(
+            self, "tau", "learning_rate", "guidance_scale", "terminal_floor"
+        )
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must be in [0, 1], got {self.eta}.")
         if not 0 <= self.ema < 1:

@@ -79,11 +79,7 @@ class Config:
     def __post_init__(self):
         checks.finite(self)
         sizes = ("object_size", "embed", "blocks", "heads", "hidden", "depth")
-        for name in (*sizes, "cooldown"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}."
-                )
+        checks.at_least(1, self, *sizes, "cooldown")
         if self.environments < 0:
             raise ValueError(
                 f"environments must be at least 0, got {self.environments}; 0 is a "
@@ -97,9 +93,9 @@ class Config:
             raise ValueError(
                 f"penalty must be one of {', '.join(_COUNTS)}, got {self.penalty!r}."
             )
-        for name in ("target", "multiplier", "multiplier_rate", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        checks.positive(
+            self, "target", "multiplier", "multiplier_rate", "learning_rate"
+        )
 
 
 # Pong; CREATE has MLPs of 1024 units. Batch and number of updates are not stated.
