@@ -140,14 +140,18 @@ def imagination(
     windows = assembly.replay.sample(sample_key, state.buffer, index, _IMAGINED)
 
     def judge(model, model_state, agent_state, windows):
+        # All models meet the same draws.
+        own_key, error_key, real_key = map(
+            jax.random.clone, (imagine_key, replay_key, replay_key)
+        )
         actor, params = policy(agent_state), windows.extras.get("params")
-        rollouts = _imagine(imagine_key, model, model_state, actor, windows, horizon)
+        rollouts = _imagine(own_key, model, model_state, actor, windows, horizon)
         errors = fidelity.trajectory_error(
-            replay_key, assembly.env, rollouts, windows.physics, params
+            error_key, assembly.env, rollouts, windows.physics, params
         )
         real = jax.vmap(
             lambda physics, params, action: fidelity.replay(
-                replay_key, assembly.env, physics, params, action
+                real_key, assembly.env, physics, params, action
             )
         )(windows.physics, params, rollouts.action)
         return errors, rollouts, real, fidelity.on_policy(rollouts, actor)

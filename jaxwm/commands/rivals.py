@@ -1,5 +1,7 @@
 """Other world models, trained on what a run has collected, to compare errors."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 
@@ -16,7 +18,11 @@ def train(
     *,
     batch_size: int = 256,
 ) -> dict[str, tuple[WorldModel, ModelState]]:
-    """Trains every other world model of the catalogue on the first seed's replay.
+    """Trains the world models of `jaxwm.dynamics` on the first seed's replay.
+
+    Those are what papers compare with; systems of their own want data of their own. One
+    is named on the console and left out where its windows are longer than the replay,
+    or where the run's policy cannot read its features.
 
     Args:
         assembly: of the run.
@@ -30,13 +36,36 @@ def train(
     """
     buffer = jax.tree.map(lambda x: jnp.asarray(x[0]), state.buffer)
     index = iteration * assembly.parts.loop.steps
-    trained = {}
+    columns, trained = buffer.reward.shape[1], {}
+    read = _feature_shape(assembly.model)
     for entry in catalogue.ENTRIES:
-        if entry.bundle == "WorldModel" and entry.name != assembly.entry.name:
-            model = entry.builder()(entry.load().Config(), assembly.env.spec)
-            learnt = _fit(model, buffer, index, num_updates, batch_size)
-            trained[model.spec.name] = model, learnt
+        if entry.bundle != "WorldModel" or entry.room != "dynamics":
+            continue
+        if entry.name == assembly.entry.name:
+            continue
+        model = entry.builder()(entry.load().Config(), assembly.env.spec)
+        shape, window = _feature_shape(model), model.spec.window
+        if window > columns or shape != read:
+            reason = (
+                f"its windows have {window} steps, the replay {columns}"
+                if window > columns
+                else f"the policy reads features of shape {read}, not {shape}"
+            )
+            print(f"{entry.name} is left out: {reason}", file=sys.stderr)
+            continue
+        learnt = _fit(model, buffer, index, num_updates, batch_size)
+        trained[model.spec.name] = model, learnt
     return trained
+
+
+def _feature_shape(model: WorldModel) -> tuple[int, ...]:
+    """What a policy reads."""
+
+    def feature(key):
+        state = model.init(key)
+        return model.feature(state, model.initial(state, None))
+
+    return jax.eval_shape(feature, jax.random.key(0)).shape
 
 
 def _fit(model: WorldModel, buffer, index: int, num_updates: int, batch_size: int):

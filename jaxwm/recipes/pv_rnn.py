@@ -37,7 +37,7 @@ from flax import linen
 from jaxtyping import Array, Float, Int, Key
 
 from jaxwm import nn
-from jaxwm.core import optimise
+from jaxwm.core import checks, optimise
 from jaxwm.data import primitive_curves as curves
 from jaxwm.types import Metrics, ModelState, Params, Predictor
 
@@ -66,6 +66,7 @@ class Config:
     dreams: int = 128  # free rollouts of twice that length
 
     def __post_init__(self):
+        checks.finite(self)
         if len(self.hidden) != len(self.tau):
             raise ValueError(
                 f"tau must give one time constant per layer, got {self.tau} for "
@@ -79,11 +80,7 @@ class Config:
             raise ValueError(
                 f'posterior must be "free" or "residual", got {self.posterior!r}.'
             )
-        for name in ("latent", "window", "sequences", "length"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}."
-                )
+        checks.at_least(1, self, "latent", "window", "sequences", "length")
 
     @property
     def weights_of_kl(self) -> Float[Array, " 2"]:

@@ -92,7 +92,7 @@ def test_only_winners_move_in_competition_and_only_the_classifier_in_composition
     _, state, fit = model(phase="competition", warm_up=0)
     after, metrics = fit(jax.random.key(2), state, windows())
     assert equal(after.params["composer"], state.params["composer"])
-    errors = jax.vmap(lambda w: recipe._errors(SMALL, ENV, state, w))(windows())
+    errors = jax.vmap(lambda w: recipe._errors(SMALL, state, w))(windows())
     averaged = recipe.over_windows(jnp.moveaxis(errors, 1, 0), 2)[0]
     won = np.unique(recipe.winners(averaged).mechanism)
     moved = [

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import subprocess
 import sys
 
@@ -64,27 +63,22 @@ def test_a_run_whose_disk_fails_stops_clearly_and_goes_on_later(tmp_path, monkey
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def limit():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-
 @pytest.mark.slow
 def test_a_run_that_may_write_no_large_file_stops_and_goes_on_when_it_may(tmp_path):
     """The replay grows until a checkpoint no longer fits."""
     command = [sys.executable, "-m", "tests.train.child", str(tmp_path)]
     command += ["--iterations", "1000"]
 
-    def run(before=None):
+    def run(*before):
         return subprocess.run(
-            command,
+            [*before, *command],
             cwd=runs.ROOT,
             env=runs.environment(JAX_ENABLE_COMPILATION_CACHE="false"),
             capture_output=True,
             text=True,
-            preexec_fn=before,
         )
 
-    full = run(limit)
+    full = run("prlimit", "--fsize=100000")
     assert full.returncode == 1, full.stderr
     assert "could not be written" in full.stdout
     assert "the last good one is step" in full.stdout

@@ -83,7 +83,7 @@ def distance(a, b):
 
 
 def wait_for_checkpoint(directory):
-    for _ in range(1200):
+    for _ in range(6000):
         if checkpoint.steps(directory):
             return
         time.sleep(0.1)
