@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, Key, UInt8
 
 from jaxwm import nn
 from jaxwm.agents import behaviour
-from jaxwm.core import loop, optimise, stats, tree
+from jaxwm.core import checks, loop, optimise, stats, tree
 from jaxwm.dynamics import rssm
 from jaxwm.envs import families
 from jaxwm.envs.tasks import dr_reach
@@ -60,8 +60,8 @@ class Config:
     # Of teacher, student and the model from scratch. Windows are whole episodes.
     model: rssm.Config = _MODEL
     heads: float = 1.0  # w, weight of what the teacher's heads say
-    learning_rate: float = 1e-3  # of the student; falls to 0 by a cosine
-    updates: int = 800  # of the student, and of the model from scratch
+    updates: int = 2000  # of the student, and of the model from scratch
+    learning_rate: float = 3e-3  # of both; falls to 0 by a cosine
     # Of the experiment.
     actor: behaviour.Config = _ACTOR
     random: int = 300  # episodes of random actions to begin with
@@ -74,18 +74,12 @@ class Config:
     episodes: int = 128  # M, of every kind that is tested on
 
     def __post_init__(self):
+        checks.finite(self)
         if self.heads < 0:
             raise ValueError(f"heads must not be negative, got {self.heads}.")
-        if not self.learning_rate > 0:
-            raise ValueError(
-                f"learning_rate must be positive, got {self.learning_rate}."
-            )
+        checks.positive(self, "learning_rate")
         names = ("updates", "random", "rounds", "round_updates", "round_episodes")
-        for name in (*names, "views", "batch", "episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}."
-                )
+        checks.at_least(1, self, *names, "views", "batch", "episodes")
 
 
 TINY = Config(
@@ -230,7 +224,10 @@ def experiment(key: Key[Array, ""], config: Config = Config()) -> Metrics:
     Student and model from scratch get the same images in batches of the same size and
     equally many updates, in domains of `dr_reach.TRAINING`. The model from scratch, an
     RSSM, paints the images and learns the rewards; an actor learns in its imagination,
-    with as many updates as the teacher's. Student and teacher share theirs.
+    with as many updates as the teacher's. Student and teacher share theirs. How well
+    the model from scratch tells rewards hangs on how much pixels count beside them:
+    with `pixel_std` 1 it erred little more than the student (0.27 of the variance
+    against 0.20, one seed), but its actor still reached 0.02 of the goals.
 
     Returns:
         For `teacher` (on states), `student` and `scratch`, the latter two in images of
@@ -244,7 +241,7 @@ def experiment(key: Key[Array, ""], config: Config = Config()) -> Metrics:
     """
     env = dr_reach.dr_reach()
     images = dr_reach.in_images(dr_reach.TRAINING)
-    keys = jax.random.split(key, 8)
+    keys = jax.random.split(key, 9)
     teacher, data = _teach(keys[0], env, config)
     windows = _matched(keys[1], data, config.views)
 
@@ -255,20 +252,13 @@ def experiment(key: Key[Array, ""], config: Config = Config()) -> Metrics:
     student = Player(scratch.model, scratch.actor, state, teacher.actor_state)
 
     test = _tests(keys[5], env, teacher, config)
-    metrics = {"success/teacher": _succeeds(keys[6], [env], teacher, config)[0]}
-    of_teacher = _errors(keys[7], teacher, env.spec, _rows(test), test, config)
-    judged = _judge(keys[7], [student, scratch], test, config)
-    for kind, name in enumerate(("reward", "reward_acting")):
-        metrics[f"{name}/teacher"] = of_teacher.told[0, kind]
-    metrics["ahead/teacher"] = of_teacher.foreseen[0, 0]
+    metrics = _errors(keys[6], teacher, env.spec, _rows(test), test, config)
+    metrics["success"] = _successes(keys[7], teacher, [env], config)
+    metrics = {f"{name}/teacher": value[0] for name, value in metrics.items()}
+    judged = _judge(keys[8], [student, scratch], test, config)
     for i, who in enumerate(("student", "scratch")):
-        for view, where in enumerate(("", "/training")):
-            metrics |= {
-                f"success/{who}{where}": judged.success[i, view],
-                f"reward/{who}{where}": judged.errors.told[i, view, 0],
-                f"reward_acting/{who}{where}": judged.errors.told[i, view, 1],
-                f"ahead/{who}{where}": judged.errors.foreseen[i, view, 0],
-            }
+        for j, where in enumerate(("", "/training")):
+            metrics |= {f"{name}/{who}{where}": x[i, j] for name, x in judged.items()}
     return metrics
 
 
@@ -277,10 +267,10 @@ def _teach(key, env: Env, config: Config) -> tuple[Player, Trajectory]:
     model = rssm.rssm(config.model, env.spec)
     nets = rssm.networks(config.model, env.spec)
     actor = behaviour.behaviour(model, config.actor)
-    keys = jax.random.split(key, 4)
-    data = _play(keys[0], env, (evaluate.uniform(env.spec), ()), config.random)
-    state = model.adapt(model.init(keys[1]), _steps(data))
-    state = tree.strong((state, actor.init(keys[2])))
+    begin_key, model_key, actor_key, rounds_key = jax.random.split(key, 4)
+    data = _play(begin_key, env, (evaluate.uniform(env.spec), ()), config.random)
+    state = model.adapt(model.init(model_key), _steps(data))
+    state = tree.strong((state, actor.init(actor_key)))
     room = config.rounds * config.round_episodes
     data = jax.tree.map(
         lambda x: jnp.pad(x, [(0, room)] + [(0, 0)] * (x.ndim - 1)), data
@@ -299,7 +289,7 @@ def _teach(key, env: Env, config: Config) -> tuple[Player, Trajectory]:
 
     def one_round(carry, i):
         state, data = carry
-        fit_key, play_key = jax.random.split(jax.random.fold_in(keys[3], i))
+        fit_key, play_key = jax.random.split(jax.random.fold_in(rounds_key, i))
         count = config.random + i * config.round_episodes
         state, _ = optimise.repeat(
             update, state, fit_key, (data, count), config.round_updates
@@ -432,20 +422,6 @@ def _matched(key, data: Trajectory, views: int) -> Trajectory:
     return Trajectory(images, *rest, {"state": states})
 
 
-class _Errors(NamedTuple):
-    """Squared errors of rewards over their variance, for random and noisy actions."""
-
-    told: Array
-    foreseen: Array
-
-
-class _Judged(NamedTuple):
-    """By player and family of domains."""
-
-    errors: _Errors  # [P, 2, 2], the last axis as above
-    success: Array  # [P, 2]
-
-
 def _tests(key, env: Env, teacher: Player, config: Config) -> Trajectory:
     """Episodes `[2 M, T, ...]`: of random actions, then of the noisy teacher."""
     random_key, acting_key = jax.random.split(key)
@@ -458,7 +434,10 @@ def _tests(key, env: Env, teacher: Player, config: Config) -> Trajectory:
 
 
 def _errors(key, player: Player, spec: EnvSpec, obs, test: Trajectory, config: Config):
-    """Errors of rewards, `[V, 2]`, from observations of V x 2 x M episodes."""
+    """Squared errors of rewards over their variance, from V x 2 x M episodes seen.
+
+    Each `[V]`: `obs` shows the episodes of `test` in V ways, one behind the other.
+    """
     model, state = player.model, player.model_state
     nets, now = rssm.networks(config.model, spec), slice(_AT, _AT + _AHEAD)
     filter_key, imagine_key = jax.random.split(key)
@@ -480,43 +459,52 @@ def _errors(key, player: Player, spec: EnvSpec, obs, test: Trajectory, config: C
         miss = (said - true).reshape(views, 2, -1)
         return jnp.mean(miss**2, -1) / spread
 
-    return _Errors(error(told, data.reward), error(foreseen, data.reward[:, now]))
+    told, foreseen = error(told, data.reward), error(foreseen, data.reward[:, now])
+    return {"reward": told[:, 0], "reward_acting": told[:, 1], "ahead": foreseen[:, 0]}
 
 
-def _succeeds(key, envs: list[Env], player: Player, config: Config):
-    """Share of episodes that end at the goal, for each way to start them."""
+def _successes(key, player: Player, envs: list[Env], config: Config) -> Array:
+    """Share of M episodes that end at the goal, `[V]` for V environments."""
     act, memory = _act(player)
 
-    def one(i):
-        which, i = i // config.episodes, i % config.episodes
-        starts = lambda key, params: [env.reset(key, params) for env in envs]
-        pick = lambda *x: jnp.stack(x)[which]
-        env = envs[0]._replace(reset=lambda *x: jax.tree.map(pick, *starts(*x)))
-        states, _ = evaluate.record(jax.random.fold_in(key, i), env, act, memory=memory)
+    def begin(i, env):
+        keys = loop.fold_in_each(jax.random.fold_in(key, i), config.episodes)
+        return jax.vmap(lambda key: env.reset(key, None))(keys)
+
+    starts = [begin(i, env) for i, env in enumerate(envs)]
+    starts = jax.tree.map(lambda *x: jnp.concatenate(x), *starts)
+
+    def one(i, start):
+        env = envs[0]._replace(reset=lambda key, params: start)
+        step_key = jax.random.fold_in(key, len(envs) + i)
+        states, _ = evaluate.record(step_key, env, act, memory=memory)
         last = jax.tree.map(lambda x: x[-1], states.physics)
         body = last if isinstance(last, dr_reach.Reach) else last[0]
         return dr_reach.succeeded(body).astype(jnp.float32)
 
-    good = jax.vmap(one)(jnp.arange(len(envs) * config.episodes))
+    good = jax.vmap(one)(jnp.arange(len(starts.reward)), starts)
     return jnp.mean(good.reshape(len(envs), -1), 1)
 
 
-def _judge(key, players: list[Player], test: Trajectory, config: Config) -> _Judged:
-    """Of models that see images, in domains held out and in those trained on.
+def _judge(key, players: list[Player], test: Trajectory, config: Config) -> Metrics:
+    """Of models that see images, in domains held out and in those trained on: `[P, 2]`.
 
     Models and actors must be alike but for what they learnt: all are judged by one
     program.
     """
-    paint_key, error_key, act_key = jax.random.split(key, 3)
-    views, states = (dr_reach.HELD_OUT, dr_reach.TRAINING), _rows(test)
-    images = jnp.concatenate([_painted(paint_key, states, view) for view in views])
+    paint_key, *shared = jax.random.split(key, 3)
+    views = (dr_reach.HELD_OUT, dr_reach.TRAINING)
     envs = [dr_reach.in_images(view) for view in views]
+    images = [
+        _painted(jax.random.fold_in(paint_key, i), _rows(test), view)
+        for i, view in enumerate(views)
+    ]
+    images = jnp.concatenate(images)
 
     def one(learnt):
         player = players[0]._replace(model_state=learnt[0], actor_state=learnt[1])
-        return _Judged(
-            _errors(error_key, player, envs[0].spec, images, test, config),
-            _succeeds(act_key, envs, player, config),
-        )
+        error_key, act_key = map(jax.random.clone, shared)  # all meet the same
+        metrics = _errors(error_key, player, envs[0].spec, images, test, config)
+        return {**metrics, "success": _successes(act_key, player, envs, config)}
 
     return jax.lax.map(one, tree.stack([player[2:] for player in players]))
