@@ -99,8 +99,8 @@ def odeint(
 
     Raises:
         ValueError: for times that do not increase or are not floating point of at least
-            32 bits, tolerances that are not positive, unknown names, and fixed steps
-            with a step size that is not positive.
+            32 bits, tolerances and step sizes that are not positive or are traced, and
+            unknown names.
         RuntimeError: if `max_steps` were taken before the last time.
         ImportError: without diffrax.
     """
@@ -146,6 +146,7 @@ def _solve(vf, params, y0, ts, keep, solver, rtol, atol, step_size, adjoint, max
     ts = times(ts)
     method = named(solver, SOLVERS, "solver")
     adjoint = named(adjoint, ADJOINTS, "adjoint")
+    known(rtol=rtol, atol=atol, step_size=step_size)
     if step_size is None:
         if not (rtol > 0 and atol > 0):
             raise ValueError(
@@ -193,6 +194,20 @@ def _solve(vf, params, y0, ts, keep, solver, rtol, atol, step_size, adjoint, max
     if keep:
         ys, steps = solution.ys[0], (solution.ts[1], solution.ys[1])
     return reached(ys, success, max_steps), steps, stats
+
+
+def known(**numbers) -> None:
+    """Raises where one of the settings is traced: it decides how a solve is built.
+
+    Raises:
+        ValueError: naming it.
+    """
+    for name, value in numbers.items():
+        if isinstance(value, jax.core.Tracer):
+            raise ValueError(
+                f"{name} must be a number known while tracing, got {value}; close over "
+                "a Python float, or name it in static_argnames of jit."
+            )
 
 
 def evaluations(method, num_steps: Int[Array, ""], *, first: bool) -> Int[Array, ""]:

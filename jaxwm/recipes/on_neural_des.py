@@ -25,7 +25,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
-from jaxwm.core import loop, optimise
+from jaxwm.core import checks, loop, optimise
 from jaxwm.data import planar
 from jaxwm.nn import MLP
 from jaxwm.physics import fixed_point, identify, integrate, ode, sde, symbolic
@@ -44,6 +44,7 @@ class Config:
     cde_step: float = 0.025  # of the CDE's, in the series' unit of time
     learning_rate: float = 1e-2  # at first; falls to 0 as a cosine
     ode_updates: int = 4000
+    problems: int = 16  # of predators and prey
     updates: int = 600  # of the classifiers
     batch: int = 64  # of the classifiers
     population: int = 256  # of formulas
@@ -51,6 +52,7 @@ class Config:
     searches: int = 4  # of which one may stop at a straight line
 
     def __post_init__(self):
+        checks.finite(self)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not value > 0:
@@ -58,7 +60,13 @@ class Config:
 
 
 TINY = Config(
-    width=4, cde_step=0.25, ode_updates=2, updates=2, population=16, generations=2
+    width=4,
+    cde_step=0.25,
+    ode_updates=2,
+    problems=2,
+    updates=2,
+    population=16,
+    generations=2,
 )
 
 
@@ -187,13 +195,18 @@ def experiment(key: Key[Array, ""], config: Config = Config()) -> Metrics:
 
 
 def _extrapolate(key: Key[Array, ""], config: Config) -> Metrics:
-    """Predators and prey, three times as far as was seen; four problems.
+    """Predators and prey, three times as far as was seen; `problems` of them.
 
         x' = x - φ(x) y,   y' = -y + ψ(x) y
 
     How often a predator meets prey is not known, φ(x) = ψ(x) = x, all else is. Three
-    motions of 2 units of time each, noise 0.01. Metrics: rms errors beyond what was
-    seen, with and without what is known.
+    motions of 2 units of time each, noise 0.002. Metrics: medians over the problems of
+    rms errors beyond what was seen, with and without what is known, and of their ratio.
+
+    Noise limits the hybrid model, above all that of the states where pieces start: its
+    median error is 0.002, 0.006, 0.011 and 0.024 with noise 0, 0.002, 0.005 and 0.01.
+    What knows nothing errs by 0.1, 0.01 to 3, whatever the noise. With noise 0.01 the
+    ratio is above 0.3 in a fifth of 60 problems, their median is 0.15.
     """
     alone = lambda y: jnp.array([1.0, -1.0]) * y
     known = lambda y, network: alone(y) + network(y[:1]) * y[1]
@@ -204,7 +217,7 @@ def _extrapolate(key: Key[Array, ""], config: Config) -> Metrics:
         keys = loop.fold_in_each(key, 3)
         start = jax.random.uniform(keys[0], (3, 2), minval=0.5, maxval=2.0)
         truth = jax.vmap(lambda y0: ode.odeint(law, None, y0, ts)[0])(start)
-        seen = truth[:, :num] + 0.01 * jax.random.normal(keys[1], (3, num, 2))
+        seen = truth[:, :num] + 0.002 * jax.random.normal(keys[1], (3, num, 2))
         # Over short pieces nothing explodes while the network knows nothing.
         data = ts[:10], seen.reshape(-1, 10, 2)
 
@@ -217,9 +230,10 @@ def _extrapolate(key: Key[Array, ""], config: Config) -> Metrics:
         models = on_neural_des(config, known, inputs=1), on_neural_des(config)
         return jnp.stack([error(model) for model in models])
 
-    squares = jax.vmap(errors)(loop.fold_in_each(key, 4))
-    hybrid, pure = jnp.sqrt(jnp.mean(squares, 0))
-    return {"extrapolate/hybrid": hybrid, "extrapolate/pure": pure}
+    squares = jax.vmap(errors)(loop.fold_in_each(key, config.problems))
+    hybrid, pure = jnp.sqrt(squares).T
+    rows = {"hybrid": hybrid, "pure": pure, "ratio": hybrid / pure}
+    return {f"extrapolate/{name}": jnp.median(row) for name, row in rows.items()}
 
 
 def _gaps(key: Key[Array, ""], config: Config) -> Metrics:

@@ -192,6 +192,13 @@ def test_wrong_settings_are_refused(change, message):
         ode.odeint(turn, 1.0, np.float32(START), ts, **options)
 
 
+@pytest.mark.parametrize("name", ["step_size", "rtol", "atol"])
+def test_settings_that_are_traced_are_refused(name):
+    solve = lambda x: ode.odeint(turn, 1.0, np.float32(START), TIMES, **{name: x})[0]
+    with pytest.raises(ValueError, match=f"{name} must be a number known while trac"):
+        jax.jit(solve)(0.1)
+
+
 def test_only_explicit_pairs_estimate_an_error():
     with pytest.raises(ValueError, match=r"Runge-Kutta pair .* got 'kvaerno5'"):
         step_error.step_error(turn, 1.0, jnp.ones(2), 0.0, 0.1, solver="kvaerno5")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from jaxwm.physics import fixed_point, sde
+from jaxwm.physics import fixed_point, ode, sde
 
 TIMES = np.array([0.0, 0.3, 1.0])
 
@@ -116,7 +116,9 @@ def test_the_memory_of_the_reversible_solver_does_not_grow_with_its_steps():
             return jnp.sum(ys)
 
         compiled = jax.jit(jax.grad(loss)).lower({"a": 1.0}).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        sizes = compiled.memory_analysis()
+        assert sizes is not None
+        return sizes.temp_size_in_bytes
 
     assert memory(1000) == memory(100)
 
@@ -165,6 +167,16 @@ def test_gaps_are_bridged_and_told():
         sde.cde_control(ts, xs[::-1], mask=True)
 
 
+@pytest.mark.slow
+def test_the_reversible_solver_leaves_what_contracts_and_heuns_method_does_not(key):
+    contract = lambda t, y, params: -2.0 * y
+    ts, y0 = jnp.array([0.0, 5.0, 10.0]), jnp.ones(1)
+    reversible = sde.reversible_heun(key, contract, None, (), y0, ts, sub_steps=50)
+    plain, _ = ode.odeint(contract, (), y0, ts, solver="heun", step_size=0.1)
+    np.testing.assert_allclose(reversible[1:, 0], [-2.0, -4.1e4], rtol=0.05)
+    np.testing.assert_allclose(plain[1:, 0], [4.9e-5, 2.4e-9], rtol=0.05)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -179,6 +191,15 @@ def test_wrong_settings_are_refused(key, change, message):
     params = {"a": 1.0, "b": 1.0}
     with pytest.raises(ValueError, match=message):
         sde.sdeint(key, drift, diffusion, params, jnp.ones(1), TIMES, **options)
+
+
+def test_a_step_size_that_is_traced_is_refused(key):
+    params = {"a": 1.0, "b": 1.0}
+    solve = lambda x: sde.sdeint(
+        key, drift, diffusion, params, jnp.ones(1), TIMES, step_size=x
+    )
+    with pytest.raises(ValueError, match="step_size must be a number known while trac"):
+        jax.jit(solve)(0.1)
 
 
 def test_the_ends_of_a_path_and_the_number_of_sub_steps_are_checked(key):

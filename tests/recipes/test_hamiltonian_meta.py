@@ -114,7 +114,8 @@ def test_first_order_changes_the_gradient_and_checkpoints_do_not(change, key):
     for config in (TINY, dataclasses.replace(TINY, **change)):
         model = hamiltonian_meta(config)
         state = model.init(jax.random.key(1), 1)
-        norms.append(jax.jit(model.step)(key, state, laws)[1]["grad_norm"])
+        step_key = jax.random.clone(key)
+        norms.append(jax.jit(model.step)(step_key, state, laws)[1]["grad_norm"])
     different = abs(norms[0] / norms[1] - 1)
     assert different > 1e-3 if "first_order" in change else different < 1e-5
 
@@ -147,7 +148,7 @@ def test_laws_are_bounded_and_belong_to_their_systems(key):
     config = dataclasses.replace(Config(), laws=20, num_bodies=2)
     draw = lambda name, config: jax.jit(
         lambda key: recipe.draw_laws(key, config, name)
-    )(key)
+    )(jax.random.clone(key))
     escape = draw("henon_heiles", config)
     assert escape.q.shape == (20, 100, 2, 2)
     np.testing.assert_array_equal(escape.mask[:, :, 1], 0)
@@ -156,7 +157,8 @@ def test_laws_are_bounded_and_belong_to_their_systems(key):
     q, p, dq, dp = (x[:, :, 0] for x in plain[:4])
     ratio = np.stack([dq / p, -dp / q])
     per_law = np.median(ratio, (2, 3))
-    np.testing.assert_allclose(ratio, per_law[..., None, None], rtol=1e-3)
+    per_state = np.broadcast_to(per_law[..., None, None], ratio.shape)
+    np.testing.assert_allclose(ratio, per_state, rtol=1e-3)
     # In time of its own, the spring turns once in 2π √2 units.
     np.testing.assert_allclose(np.prod(per_law, 0), 0.5, rtol=0.1)
 
@@ -179,11 +181,12 @@ def test_descent_fits_a_law_and_a_learnt_start_fits_it_sooner(key):
             phi, units = recipe.adapt(config, params, fresh, steps)
             return recipe.error(config, phi, recipe.in_units(fresh, units))
 
-        return left(state.params, 0), left(state.params, 30), left(after.params, 3)
+        fresh_start = [left(state.params, steps) for steps in (0, 3, 30)]
+        return *fresh_start, left(after.params, 3)
 
-    first, slow, soon = losses(key)
-    assert slow < 0.8 * first
-    assert soon < 0.5 * slow
+    first, soon, late, learnt = losses(key)
+    assert late < 0.5 * soon < 0.5 * first
+    assert learnt < 0.5 * soon
 
 
 @pytest.mark.slow
