@@ -1,6 +1,7 @@
 """Every system has its row, its test file, and keeps the contract of its bundle."""
 
 import dataclasses
+import math
 import pathlib
 import re
 
@@ -62,6 +63,16 @@ def test_every_row_keeps_the_form_of_a_system(name):
             assert dataclasses.replace(found) == found
     if entry.claim is not None:
         assert callable(module.experiment)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_no_setting_of_a_system_may_be_not_a_number(name, bad):
+    config = getattr(catalogue.find(name).load(), "Config", None)
+    for field in () if config is None else dataclasses.fields(config):
+        if isinstance(field.default, float):
+            with pytest.raises(ValueError, match=field.name):
+                config(**{field.name: bad})
 
 
 def rows(spec, *shape):

@@ -23,6 +23,7 @@ Shapes: C context, S systems, E episodes, T steps of one, O observation, A actio
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxwm.agents import mpc
-from jaxwm.core import loop, optimise, stats, tree
+from jaxwm.core import checks, loop, optimise, stats, tree
 from jaxwm.dynamics import rows, token_layouts
 from jaxwm.dynamics.from_env import from_env
 from jaxwm.dynamics.from_step import Step, from_step
@@ -53,7 +54,9 @@ from jaxwm.types import (
 )
 
 _TEACHER = mpc.Config(horizon=14, num=48, elites=8, iterations=2)
-_PLAN = mpc.Config(horizon=14, num=64, elites=8, iterations=3)
+# Coloured noise: inside the ranges, on seed 100, it halves what the model loses against
+# planning with the truth, most of it in the first 15 steps; the truth gains nothing.
+_PLAN = mpc.Config(horizon=14, num=64, elites=8, iterations=3, colour=1.0, keep=2)
 _FEW = (1, 3, 10)  # episodes of a new system
 
 
@@ -82,7 +85,7 @@ class Config:
     systems: int = 1024  # trained on
     held: int = 16  # held out and planned in, half of them beyond the ranges
     tested: int = 64  # held out and predicted, half of them beyond the ranges
-    trials: int = 2  # episodes of each system that is planned in
+    trials: int = 4  # episodes of each system that is planned in
     few: int = 2  # systems that are fine-tuned on few episodes
     few_updates: int = 200
     episodes: int = 2  # per system; half planned with the truth, half random
@@ -91,6 +94,7 @@ class Config:
     plan: mpc.Config = _PLAN  # plans when it counts
 
     def __post_init__(self):
+        checks.finite(self)
         if self.tokens not in ("step", "scalar"):
             raise ValueError(f'tokens must be "step" or "scalar", got {self.tokens!r}.')
         for name in ("context", "blocks", "heads"):
@@ -266,20 +270,23 @@ def tdm(config: Config, spec: EnvSpec) -> WorldModel:
     def no_caches() -> list[Cache]:
         return empty_cache(layout.cache_size, config.heads, config.embed, config.blocks)
 
+    def read(state: ModelState, decoder: Decoder, num: int) -> list[Cache]:
+        """Keys and values of the first `num` places."""
+        return layout.read(
+            state.buffers["ema"],
+            state.buffers["statistics"],
+            decoder.obs[:num],
+            decoder.action[:num],
+            decoder.exists,
+            jnp.arange(num),
+            decoder.present,
+            no_caches(),
+        )
+
     def fill(state: ModelState, decoder: Decoder, num: int) -> Decoder:
         """Reads the first `num` places anew."""
-        caches = no_caches()
-        if config.cached and num:
-            caches = layout.read(
-                state.buffers["ema"],
-                state.buffers["statistics"],
-                decoder.obs[:num],
-                decoder.action[:num],
-                decoder.exists,
-                jnp.arange(num),
-                decoder.present,
-                caches,
-            )
+        anew = config.cached and num
+        caches = read(state, decoder, num) if anew else no_caches()
         return decoder._replace(caches=caches, used=jnp.int32(num))
 
     def begin(state: ModelState, memory: Memory, horizon: int) -> Decoder:
@@ -315,43 +322,29 @@ def tdm(config: Config, spec: EnvSpec) -> WorldModel:
             lambda decoder: decoder,
             decoder,
         )
-        at, obs = decoder.used, decoder.newest
-        obs_rows = decoder.obs.at[at].set(obs)
-        action_rows = decoder.action.at[at].set(action)
+        at = decoder.used
+        decoder = decoder._replace(
+            obs=decoder.obs.at[at].set(decoder.newest),
+            action=decoder.action.at[at].set(action),
+        )
         caches = decoder.caches
         if not config.cached:  # reads all earlier steps again
             num = at * layout.num_tokens
-            caches = layout.read(
-                state.buffers["ema"],
-                state.buffers["statistics"],
-                obs_rows,
-                action_rows,
-                decoder.exists,
-                jnp.arange(C),
-                decoder.present,
-                no_caches(),
-            )
-            caches = [cache._replace(length=num) for cache in caches]
+            caches = [x._replace(length=num) for x in read(state, decoder, C)]
         next_obs, reward, discount, info, caches = layout.next(
             key,
             state.buffers["ema"],
             state.buffers["statistics"],
-            obs_rows,
-            action_rows,
+            decoder.obs,
+            decoder.action,
             at,
             decoder.exists,
             decoder.present,
             caches,
         )
-        after = Decoder(
-            next_obs,
-            obs_rows,
-            action_rows,
-            decoder.present,
-            at + 1,
-            decoder.exists,
-            caches if config.cached else decoder.caches,
-        )
+        if config.cached:
+            decoder = decoder._replace(caches=caches)
+        after = decoder._replace(newest=next_obs, used=at + 1)
         return Step(after, reward, discount, info)
 
     def adapt(state: ModelState, transitions: Transition) -> ModelState:
@@ -473,25 +466,15 @@ def experiment(key: Key[Array, ""], config: Config = Config()) -> Metrics:
     true = mpc.mpc(from_env(env, family.locate), config.plan)
     planning = mpc.mpc(model, config.plan)
     random = (evaluate.uniform(env.spec), ())
+    play = functools.partial(_returns, plan_key, of, held)
+    by_model = lambda _: evaluate.act_of(planning, mpc.MPCState(state))
+    by_truth = lambda own: evaluate.act_of(true, _knowing(own))
     returns = {
         # One after the other: the caches of one plan's candidates fit a core's own.
-        "tdm": _returns(
-            plan_key,
-            of,
-            held,
-            lambda _: evaluate.act_of(planning, mpc.MPCState(state)),
-            config.trials,
-            one_by_one=True,
-        ),
-        "true": _returns(
-            plan_key,
-            of,
-            held,
-            lambda own: evaluate.act_of(true, _knowing(own)),
-            config.trials,
-        ),
-        "clone": _returns(plan_key, of, held, lambda _: clone, config.trials),
-        "random": _returns(plan_key, of, held, lambda _: random, 16),
+        "tdm": play(by_model, config.trials, one_by_one=True),
+        "true": play(by_truth, config.trials),
+        "clone": play(lambda _: clone, config.trials),
+        "random": play(lambda _: random, 16),
     }
     mean = {name: jnp.mean(each) for name, each in returns.items()}
     for name in ("tdm", "clone"):
