@@ -7,6 +7,8 @@ JAX's precision (float32 by default) between steps, MuJoCo computes in float64.
 
 Under `shard_map` every device calls for its own rows, concurrently. Under `jit` with
 sharded inputs and no `shard_map`, each device would step all rows: use `shard_map`.
+jaxlib 0.11.2 crashes where `shard_map` hands an empty array through, such as the `act`
+of a model without activations: make it anew inside, as `train.layout.spread` does.
 """
 
 import threading

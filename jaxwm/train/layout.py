@@ -138,11 +138,15 @@ def spread(layout: Layout, function: Callable, *, shared: int = 0) -> Callable:
     if layout.shard != "seeds" or layout.mesh.size == 1:
         return function
 
+    def anew(tree):
+        """Empty leaves made anew: jaxlib 0.11.2 crashes where one is handed through."""
+        return jax.tree.map(lambda x: x if x.size else jnp.zeros_like(x), tree)
+
     def apply(*args):
         own = (P(SEEDS),) * (len(args) - shared)
         specs = own + (P(),) * shared
         return jax.shard_map(
-            function,
+            lambda *args: anew(function(*anew(args))),
             mesh=layout.mesh,
             in_specs=specs,
             out_specs=P(SEEDS),
