@@ -304,10 +304,11 @@ def test_its_replay_becomes_a_dataset(trained, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_report_shows_the_model_beside_its_baselines(trained):
+def test_a_report_shows_the_model_beside_its_baselines(trained, capsys):
     assert (
         cli.main(["report", str(trained), "--episodes", "2", "--baselines", "3"]) == 0
     )
+    assert "rssm is left out: the policy reads features of" in capsys.readouterr().err
     page = (trained / "report.html").read_text()
     for part in ("PolyGRAD", "ensemble", "transformer", "data:image/gif", "seed 5"):
         assert part in page

@@ -63,6 +63,23 @@ def transitions_of(window: Trajectory) -> Transitions:
     )
 
 
+def merged(data: Trajectory) -> Transition:
+    """All rows of recordings as one batch; no row counts as truncated.
+
+    Args:
+        data: `[N, T, ...]` or with more leading axes, as many as its rewards have; with
+            `extras["next_obs"]`.
+    """
+    axes, num = data.reward.ndim, data.reward.size
+    obs, action, reward, discount, mask, next_obs = jax.tree.map(
+        # Actions of no numbers do not let reshape count the rows.
+        lambda x: x.reshape(num, *x.shape[axes:]),
+        (*data[:4], data.mask, data.extras["next_obs"]),
+    )
+    never = jnp.zeros(num, bool)
+    return Transition(obs, action, reward, discount, never, next_obs, mask, {})
+
+
 def clip_action(space: Box | Discrete, action: Array) -> Array:
     """The action as the environment applies it: inside the bounds of a `Box`.
 

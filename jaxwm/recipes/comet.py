@@ -593,7 +593,7 @@ def experiment(key: Key[Array, ""], config: Config = EXPERIMENT) -> Metrics:
     def compete(config, key):
         init_key, fit_key = jax.random.split(key)
         model = comet(config, env.spec)
-        state = model.adapt(model.init(init_key), _transitions(some))
+        state = model.adapt(model.init(init_key), rows.merged(some))
 
         def update(key, state, _):
             draw_key, fit_key = jax.random.split(key)
@@ -662,14 +662,6 @@ def _draw(key, env, index, length: int, burn: int = 8):
 def _mixed(key, env, num: int, length: int):
     """`_draw` from the environments that are trained on, each in turn."""
     return _draw(key, env, jnp.arange(num) % _NEW, length)
-
-
-def _transitions(windows: Trajectory) -> Transition:
-    """All rows of windows as one batch."""
-    # Actions of no numbers do not let reshape count the rows.
-    rows_ = windows.reward.size
-    flat = jax.tree.map(lambda x: x.reshape(rows_, *x.shape[2:]), windows)
-    return Transition(*flat[:4], flat.mask < 0, flat.extras["next_obs"], flat.mask, {})
 
 
 def _changing(config: Config) -> int:

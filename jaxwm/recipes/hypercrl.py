@@ -462,12 +462,6 @@ def _batch(key, data: Trajectory, num: int) -> Trajectory:
     return jax.tree.map(lambda x: x[at], data)
 
 
-def _steps(data: Trajectory) -> Transition:
-    flat = jax.tree.map(lambda x: x[:, 0], data)
-    never = jnp.zeros(flat.reward.shape, bool)
-    return Transition(*flat[:4], never, flat.extras["next_obs"], flat.mask, {})
-
-
 def _learn_hyper(init_key, fit_key, data, test, config: Config, spec) -> Learnt:
     """The hypernetwork through all tasks."""
     model = hypercrl(config, spec)
@@ -492,7 +486,7 @@ def _learn_hyper(init_key, fit_key, data, test, config: Config, spec) -> Learnt:
         """One task of the sequence, the same program for all."""
         begun = start_at(state, task)
         own = jax.tree.map(lambda x: x[task], data)
-        begun = model.adapt(begun, _steps(own))
+        begun = model.adapt(begun, rows.merged(own))
         task_key = jax.random.fold_in(fit_key, task)
         after, metrics = optimise.repeat(update, begun, task_key, own, config.updates)
         return after, (after, errors_of(after), jnp.max(metrics["regulariser"]))
@@ -588,7 +582,7 @@ def _learn_plain(
         own = jax.tree.map(lambda x: x[task], data)
         fresh = jax.tree.map(jnp.zeros_like, state.opt_state)
         state = state._replace(opt_state=fresh, buffers={**state.buffers, "task": task})
-        state = model.adapt(state, _steps(own))
+        state = model.adapt(state, rows.merged(own))
 
         def update(key, state, own):
             fit_key, batch_key, which_key, old_key, mix_key = jax.random.split(key, 5)
@@ -623,7 +617,7 @@ def _learn_alone(init_key, fit_key, data, test, config: Config, spec):
     def one(task, own, own_test):
         state = model.init(jax.random.fold_in(init_key, task))
         state = state._replace(buffers={**state.buffers, "task": task})
-        state = model.adapt(state, _steps(own))
+        state = model.adapt(state, rows.merged(own))
         task_key = jax.random.fold_in(fit_key, task)
         state, _ = optimise.repeat(update, state, task_key, own, config.updates)
         return _scores(model, state, jax.tree.map(lambda x: x[None], own_test))[0]

@@ -508,8 +508,7 @@ def experiment(key: Key[Array, ""], config: Config = EXPERIMENT) -> Metrics:
     updates: int = config.updates or EXPERIMENT.updates
     test, truth = _draw(keys[0], env, jnp.arange(_NEW * _TEST) % _NEW)
     some, _ = _draw(keys[1], env, jnp.arange(_NEW * _TEST) % _NEW)
-    one = jax.tree.map(lambda x: x[:, 0], some)
-    seen = Transition(*one[:4], one.mask < 0, one.extras["next_obs"], one.mask, {})
+    seen = rows.merged(some)
     dense_config = dataclasses.replace(config, attention="dense")
 
     def train(config, key, target=None):

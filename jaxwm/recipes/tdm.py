@@ -522,18 +522,10 @@ def _windows(key, data: Trajectory, num: int, length: int) -> Trajectory:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[which, at], data)
 
 
-def _steps(data: Trajectory) -> Transition:
-    """Recordings `[S, E, T, ...]` as one batch of transitions."""
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), data)
-    never = jnp.zeros(flat.reward.shape, bool)
-    next_obs = flat.extras["next_obs"]
-    return Transition(*flat[:4], never, next_obs, flat.mask, {})
-
-
 def _train(key, model: WorldModel, data: Trajectory, config: Config) -> ModelState:
     """Updates on windows; a model without history gets as many steps, one by one."""
     init_key, fit_key = jax.random.split(key)
-    state = model.adapt(model.init(init_key), _steps(data))
+    state = model.adapt(model.init(init_key), rows.merged(data))
     return _descend(fit_key, model, state, data, config)
 
 
@@ -632,7 +624,9 @@ def _clone(key, model: WorldModel, data: Trajectory, config: Config, spec: EnvSp
     places = jnp.arange(config.context)
 
     statistics = rows.update_statistics(
-        rows.no_statistics(flat.shape[-1], spec.action.size), _steps(best), spec.action
+        rows.no_statistics(flat.shape[-1], spec.action.size),
+        rows.merged(best),
+        spec.action,
     )
 
     def logits(params, obs, action, place, present):

@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, Key, UInt8
 from jaxwm import nn
 from jaxwm.agents import behaviour
 from jaxwm.core import checks, loop, optimise, stats, tree
-from jaxwm.dynamics import rssm
+from jaxwm.dynamics import rows, rssm
 from jaxwm.envs import families
 from jaxwm.envs.tasks import dr_reach
 from jaxwm.nn.latent import Latent
@@ -44,7 +44,6 @@ from jaxwm.types import (
     ModelState,
     PyTree,
     Trajectory,
-    Transition,
     WorldModel,
 )
 
@@ -248,7 +247,7 @@ def experiment(key: Key[Array, ""], config: Config = Config()) -> Metrics:
     model = twist(config, images.spec, env.spec)
     state = tree.strong(taught(model.init(keys[2]), teacher.model_state))
     state = whole(_learn(keys[3], model, state, windows, config))
-    scratch = _scratch(keys[4], images.spec, windows, _steps(data), config)
+    scratch = _scratch(keys[4], images.spec, windows, rows.merged(data), config)
     student = Player(scratch.model, scratch.actor, state, teacher.actor_state)
 
     test = _tests(keys[5], env, teacher, config)
@@ -269,7 +268,7 @@ def _teach(key, env: Env, config: Config) -> tuple[Player, Trajectory]:
     actor = behaviour.behaviour(model, config.actor)
     begin_key, model_key, actor_key, rounds_key = jax.random.split(key, 4)
     data = _play(begin_key, env, (evaluate.uniform(env.spec), ()), config.random)
-    state = model.adapt(model.init(model_key), _steps(data))
+    state = model.adapt(model.init(model_key), rows.merged(data))
     state = tree.strong((state, actor.init(actor_key)))
     room = config.rounds * config.round_episodes
     data = jax.tree.map(
@@ -298,7 +297,7 @@ def _teach(key, env: Env, config: Config) -> tuple[Player, Trajectory]:
         new = _play(play_key, env, act, config.round_episodes)
         put = jax.lax.dynamic_update_slice_in_dim
         data = jax.tree.map(lambda x, y: put(x, y, count, 0), data, new)
-        return ((model.adapt(state[0], _steps(new)), state[1]), data), None
+        return ((model.adapt(state[0], rows.merged(new)), state[1]), data), None
 
     rounds = jnp.arange(config.rounds)
     (state, data), _ = jax.lax.scan(one_round, (state, data), rounds)
@@ -375,13 +374,6 @@ def _merged(x: Array) -> Array:
 def _rows(data: Trajectory) -> Array:
     """All observations of episodes, the last one too, `[N, T + 1, ...]`."""
     return jnp.concatenate([data.obs[:, :1], data.extras["next_obs"]], 1)
-
-
-def _steps(data: Trajectory) -> Transition:
-    """Episodes as one batch of transitions."""
-    flat = jax.tree.map(_merged, data)
-    never = jnp.zeros(flat.reward.shape, bool)
-    return Transition(*flat[:4], never, flat.extras["next_obs"], flat.mask, {})
 
 
 def _latents(key, nets, state: ModelState, obs: Array, data: Trajectory) -> Latent:

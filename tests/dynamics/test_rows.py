@@ -96,3 +96,18 @@ def test_padding_does_not_enter_the_statistics():
         learn(data),
         learn(padded),
     )
+
+
+@pytest.mark.parametrize("lead", [(4, 1), (2, 3, 5)])
+def test_recordings_become_one_batch_in_their_order(lead):
+    count = np.arange(np.prod(lead), dtype=np.float32).reshape(lead)
+    obs, none = np.stack([count, -count], -1), np.zeros((*lead, 0), np.float32)
+    extras = {"next_obs": obs + 1, "other": count}
+    batch = rows.merged(Trajectory(obs, none, count, 1 - count, count > 1, extras))
+    np.testing.assert_array_equal(batch.reward, np.arange(count.size))
+    np.testing.assert_array_equal(batch.obs[:, 1], -batch.reward)
+    np.testing.assert_array_equal(batch.next_obs[:, 0], batch.reward + 1)
+    np.testing.assert_array_equal(batch.discount, 1 - batch.reward)
+    np.testing.assert_array_equal(batch.mask, batch.reward > 1)
+    assert batch.action.shape == (count.size, 0) and batch.extras == {}
+    assert batch.truncated.dtype == bool and not batch.truncated.any()
