@@ -205,7 +205,7 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
             (
                 "imagination error",
                 page.percent(ratio, 2),
-                "of that of repeating the start",
+                "of that of repeating the start, mean over steps",
             )
         )
     if run.seconds is not None:
